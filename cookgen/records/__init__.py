@@ -1,0 +1,55 @@
+"""The records: one frozen model a table, and the two JSON documents of a shard set."""
+
+from cookgen.records.action import Action
+from cookgen.records.caption import Caption
+from cookgen.records.check import Check
+from cookgen.records.clip import Clip
+from cookgen.records.manifest import ConfigStamp, Manifest, Shard, Split
+from cookgen.records.match import Match
+from cookgen.records.narrative import (
+    Lineage,
+    Narrative,
+    Sample,
+    SampleAction,
+    SampleCaption,
+    SampleClip,
+    SampleKeyframe,
+    SampleMatch,
+    SampleVideo,
+)
+from cookgen.records.record import FORMAT, Record
+from cookgen.records.reject import Reason, Reject
+from cookgen.records.speech import Word
+from cookgen.records.video import Segment, SourceVideo, Video
+
+TABLES: tuple[type[Record], ...] = (Video, Clip, Word, Action, Caption, Match, Check, Reject, Narrative)
+
+__all__ = [
+    "FORMAT",
+    "TABLES",
+    "Action",
+    "Caption",
+    "Check",
+    "Clip",
+    "ConfigStamp",
+    "Lineage",
+    "Manifest",
+    "Match",
+    "Narrative",
+    "Reason",
+    "Record",
+    "Reject",
+    "Sample",
+    "SampleAction",
+    "SampleCaption",
+    "SampleClip",
+    "SampleKeyframe",
+    "SampleMatch",
+    "SampleVideo",
+    "Segment",
+    "Shard",
+    "SourceVideo",
+    "Split",
+    "Video",
+    "Word",
+]

@@ -1,0 +1,22 @@
+"""A spoken word."""
+
+from __future__ import annotations
+
+from typing import Annotated, ClassVar
+
+from pydantic import Field, NonNegativeFloat, NonNegativeInt
+
+from cookgen.records.record import Record
+
+
+class Word(Record):
+    """A word with its time, numbered from 0 within a video. `probability` is the recogniser's; 1 for given captions."""
+
+    TABLE: ClassVar[str] = "speech"
+
+    narrative: str
+    word_id: NonNegativeInt
+    text: str = Field(min_length=1)
+    start_s: NonNegativeFloat
+    end_s: NonNegativeFloat
+    probability: Annotated[float, Field(ge=0, le=1)]

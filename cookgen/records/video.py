@@ -1,0 +1,82 @@
+"""A source video: as a source lists it, and as the probe found it."""
+
+from __future__ import annotations
+
+from typing import ClassVar, Literal
+
+from pydantic import Field, NonNegativeFloat, NonNegativeInt, PositiveFloat, PositiveInt
+
+from cookgen.records.record import Record
+
+
+class Segment(Record):
+    """A human-made annotation: [start_s, end_s) and the sentence as it stands in the source's file."""
+
+    TABLE: ClassVar[str] = "segments"
+
+    start_s: NonNegativeFloat
+    end_s: NonNegativeFloat
+    text: str
+
+
+class SourceVideo(Record):
+    """A video as its source lists it, before the file is opened. Not a table: the pipeline's input.
+
+    `path` and `subtitles` are relative to the source's video folder. `num_bytes` and `mtime_ns` stand for the file's
+    content until the videos stage has read it.
+    """
+
+    TABLE: ClassVar[str] = "source"
+    PER_VIDEO: ClassVar[Literal["one", "many"]] = "one"
+
+    narrative: str
+    source: str
+    video_id: str
+    path: str
+    num_bytes: NonNegativeInt
+    mtime_ns: int
+    url: str | None = None
+    title: str | None = None
+    topic: str | None = None
+    licence: str | None = None
+    split: str | None = None  # the source's own split; None where it has none
+    segments: tuple[Segment, ...] = ()
+    subtitles: str | None = None
+    subtitles_sha256: str | None = None
+
+
+class Video(Record):
+    """A video that was opened and found usable. Size is upright with square pixels; `fps` is the rate clips get by default.
+
+    `start_s` is the container's start: the earliest start of its streams, in the file's own timestamps. All other
+    times of the project count from there.
+    """
+
+    TABLE: ClassVar[str] = "videos"
+    PER_VIDEO: ClassVar[Literal["one", "many"]] = "one"
+    DESCRIPTIVE: ClassVar[frozenset[str]] = frozenset(
+        {"path", "url", "title", "topic", "licence", "split", "subtitles"}
+    )
+
+    narrative: str
+    source: str
+    video_id: str
+    path: str
+    sha256: str = Field(pattern=r"^[0-9a-f]{64}$")
+    num_bytes: PositiveInt
+    duration_s: PositiveFloat
+    start_s: float
+    width: PositiveInt
+    height: PositiveInt
+    fps: PositiveFloat
+    video_stream: NonNegativeInt  # index in the container
+    audio_stream: NonNegativeInt | None
+    has_audio: bool
+    split: str
+    url: str | None = None
+    title: str | None = None
+    topic: str | None = None
+    licence: str | None = None
+    segments: tuple[Segment, ...] = ()
+    subtitles: str | None = None
+    subtitles_sha256: str | None = None

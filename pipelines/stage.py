@@ -1,0 +1,228 @@
+"""What a stage is: a pure function and a description. No Ray here, no base class, no registry.
+
+    def match_actions(clips, actions, *, config): ...            rows in, rows or rejects out
+    STAGE = Stage(name="matches", reads=(Clip, Action), writes=Match, run=match_actions, ...)
+
+The unit of work is one source video. `run` gets, for each record type in `reads`, that video's rows (the row itself
+where the type has one row a video, a tuple of rows otherwise), `config=` the stage's own configuration and, for a
+stage with `load`, `tool=` what `load(config, places)` returned once in this worker: a model, or access to files.
+"""
+
+from __future__ import annotations
+
+import json
+import time
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any, Protocol
+
+from cookgen.config import config_digest
+from cookgen.errors import CookgenError
+from cookgen.files import canonical_json, digest
+from cookgen.records import Lineage, Reason, Record, Reject, SourceVideo
+
+
+@dataclass(frozen=True)
+class Needs:
+    """What one worker of a stage holds: CPU cores (fractions allowed) and GPUs; `workers` bounds how many there are."""
+
+    cpus: float = 1.0
+    gpus: float = 0.0
+    workers: int | None = None  # None: as many as the cluster has room for
+
+
+@dataclass(frozen=True)
+class Places:
+    """Where things are in this run. Never part of a digest. Picklable: it travels to every worker."""
+
+    videos: Path  # folder that Video.path is relative to
+    media: Path  # the store's media folder: {sha256[:2]}/{sha256}.mp4 and .jpg
+    scratch: Path  # temporary files; emptied by the run
+    endpoints: Mapping[str, str] = field(default_factory=dict)  # "llm" -> http://127.0.0.1:PORT/v1
+
+    def medium(self, sha256: str, suffix: str) -> Path:
+        """Where the store keeps the file with this digest; suffix ".mp4" or ".jpg"."""
+        return self.media / sha256[:2] / f"{sha256}{suffix}"
+
+
+@dataclass(frozen=True)
+class Stage:
+    """A stage's description; see the module's docstring."""
+
+    name: str
+    reads: tuple[type[Record], ...]
+    writes: type[Record]
+    run: Callable[..., Iterable[Record | Reject]]
+    config: Any  # a frozen dataclass
+    version: int  # raised when the meaning of the rows changes
+    needs: Needs = Needs()
+    load: Callable[[Any, Places], Any] | None = None
+    model: Callable[[Any], str | None] = lambda config: None  # "id@revision" of what the rows depend on
+
+
+@dataclass(frozen=True)
+class Result:
+    """What one stage said of one video, under its content key."""
+
+    stage: str
+    key: str
+    narrative: str
+    rows: tuple[Record, ...]
+    rejects: tuple[Reject, ...]
+    lineage: Lineage
+    seconds: float  # wall time of the run; tells nothing about the content
+
+    @property
+    def stops_video(self) -> bool:
+        """Whether a video-level reject is among the rejects."""
+        return any(reject.is_video_level for reject in self.rejects)
+
+    @property
+    def is_final(self) -> bool:
+        """Whether the result may be kept: our own mistakes are tried again."""
+        return all(reject.reason is not Reason.INTERNAL_ERROR for reject in self.rejects)
+
+    def to_json(self) -> str:
+        """Canonical JSON; Result.from_json reads it back."""
+        return canonical_json(
+            {
+                "stage": self.stage,
+                "key": self.key,
+                "narrative": self.narrative,
+                "rows": [row.to_json() for row in self.rows],
+                "rejects": [reject.to_json() for reject in self.rejects],
+                "lineage": self.lineage.to_json(),
+                "seconds": self.seconds,
+            }
+        )
+
+    @staticmethod
+    def from_json(text: str, stage: Stage) -> Result:
+        """Reads what to_json wrote. Raises ValueError where the rows are not those of the stage's record."""
+        values = json.loads(text)
+        return Result(
+            stage=values["stage"],
+            key=values["key"],
+            narrative=values["narrative"],
+            rows=tuple(stage.writes.model_validate(row) for row in values["rows"]),
+            rejects=tuple(Reject.model_validate(reject) for reject in values["rejects"]),
+            lineage=Lineage.model_validate(values["lineage"]),
+            seconds=values["seconds"],
+        )
+
+
+class Results(Protocol):
+    """Where results are looked up and kept: the store, or the way to it from another process."""
+
+    def get(self, stage: Stage, key: str) -> Result | None: ...
+    def put(self, result: Result) -> None: ...
+
+
+@dataclass(frozen=True)
+class VideoState:
+    """One video on its way through the stages: what its source said, and the results so far by stage name."""
+
+    source: SourceVideo
+    results: Mapping[str, Result] = field(default_factory=dict)
+
+    @property
+    def is_stopped(self) -> bool:
+        return any(result.stops_video for result in self.results.values())
+
+    def rows(self, record: type[Record], stages: Iterable[Stage]) -> Any:
+        """The rows of a record type: the row itself for one-a-video records, else a tuple."""
+        if record is SourceVideo:
+            return self.source
+        rows = next(self.results[stage.name].rows for stage in stages if stage.writes is record)
+        return rows[0] if record.PER_VIDEO == "one" else rows
+
+    def with_result(self, result: Result) -> VideoState:
+        return replace(self, results={**self.results, result.stage: result})
+
+
+def lineage_of(stage: Stage, state: VideoState, stages: Iterable[Stage]) -> Lineage:
+    """What the stage's result for this video depends on, all of it."""
+    inputs = []
+    for record in stage.reads:
+        rows = state.rows(record, stages)
+        inputs.append([row.content_digest() for row in (rows if isinstance(rows, tuple) else (rows,))])
+    return Lineage(
+        version=stage.version,
+        config=config_digest(stage.config),
+        model=stage.model(stage.config),
+        inputs=digest([state.source.narrative, inputs]),
+    )
+
+
+def key_of(stage: Stage, lineage: Lineage) -> str:
+    """The content key: same key, same result, never computed twice."""
+    return digest({"stage": stage.name, **lineage.to_json()})
+
+
+def advance(
+    stage: Stage, state: VideoState, stages: tuple[Stage, ...], *, results: Results, tool: Callable[[], Any]
+) -> VideoState:
+    """The video after this stage: from what is kept, or computed now and kept. A stopped video passes untouched.
+
+    `tool` is called only when something must be computed, so that no model is loaded for nothing.
+    """
+    if state.is_stopped or stage.name in state.results:
+        return state
+    lineage = lineage_of(stage, state, stages)
+    key = key_of(stage, lineage)
+    result = results.get(stage, key)
+    if result is None:
+        result = compute(stage, key, lineage, state, stages, tool=tool)
+        results.put(result)
+    return state.with_result(result)
+
+
+def compute(
+    stage: Stage,
+    key: str,
+    lineage: Lineage,
+    state: VideoState,
+    stages: tuple[Stage, ...],
+    *,
+    tool: Callable[[], Any],
+) -> Result:
+    """Runs the stage on one video. Errors of the run as a whole (a dead server, a full disk) pass through."""
+    inputs = [state.rows(record, stages) for record in stage.reads]
+    extra = {} if stage.load is None else {"tool": tool()}
+    started = time.monotonic()
+    rows: list[Record] = []
+    rejects: list[Reject] = []
+    try:
+        for item in stage.run(*inputs, config=stage.config, **extra):
+            (rejects if isinstance(item, Reject) else rows).append(item)  # type: ignore[arg-type]
+    except (CookgenError, OSError, MemoryError):
+        raise
+    except Exception as error:  # noqa: BLE001 - one video's surprise must not end the run of all the others
+        rows = []
+        detail = f"{type(error).__name__}: {error}"
+        rejects = [
+            Reject(
+                narrative=state.source.narrative,
+                path=state.source.path,
+                stage=stage.name,
+                reason=Reason.INTERNAL_ERROR,
+                detail=detail,
+            )
+        ]
+    for item in (*rows, *rejects):
+        owner = getattr(item, "narrative", None)
+        assert owner == state.source.narrative, (
+            f"{stage.name}: a row of {owner} among those of {state.source.narrative}"
+        )
+    result = Result(
+        stage=stage.name,
+        key=key,
+        narrative=state.source.narrative,
+        rows=tuple(rows),
+        rejects=tuple(rejects),
+        lineage=lineage,
+        seconds=time.monotonic() - started,
+    )
+    # Read back from its JSON: a first run and a resumed one must see the same, rounded, numbers.
+    return Result.from_json(result.to_json(), stage)
