@@ -30,9 +30,7 @@ def to_values(config: Any, *, with_machinery: bool = True) -> dict[str, Any]:
         if item.metadata.get(_MACHINERY) and not with_machinery:
             continue
         value = getattr(config, item.name)
-        values[item.name] = (
-            to_values(value, with_machinery=with_machinery) if is_dataclass(value) else _plain(value)
-        )
+        values[item.name] = to_values(value, with_machinery=with_machinery) if is_dataclass(value) else _plain(value)
     return values
 
 
@@ -104,6 +102,4 @@ def _readings(text: str) -> list[Any]:
 
 
 def _type_name(hint: Any) -> str:
-    return (
-        getattr(hint, "__name__", str(hint)) if isinstance(hint, type) else str(hint).replace("typing.", "")
-    )
+    return getattr(hint, "__name__", str(hint)) if isinstance(hint, type) else str(hint).replace("typing.", "")

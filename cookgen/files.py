@@ -22,9 +22,7 @@ def canonical_json(value: Any) -> str:
 
     Raises ValueError on NaN or infinity. Source: FORMAT, "JSON is canonical everywhere".
     """
-    return json.dumps(
-        _rounded(value), ensure_ascii=False, sort_keys=True, separators=(",", ":"), allow_nan=False
-    )
+    return json.dumps(_rounded(value), ensure_ascii=False, sort_keys=True, separators=(",", ":"), allow_nan=False)
 
 
 def _rounded(value: Any) -> Any:

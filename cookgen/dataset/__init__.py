@@ -1,0 +1,1 @@
+"""Reading shard sets. Importing this does not import torch."""
