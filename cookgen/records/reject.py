@@ -50,7 +50,7 @@ class Reason(StrEnum):
 
 
 class Reject(Record):
-    """One thing that did not pass. Video-level when clip_index and action_index are both None: the video stops there."""
+    """One thing that did not pass. Video-level when both indices are None: the video stops there."""
 
     TABLE: ClassVar[str] = "rejects"
 

@@ -46,7 +46,7 @@ class SourceVideo(Record):
 
 
 class Video(Record):
-    """A video that was opened and found usable. Size is upright with square pixels; `fps` is the rate clips get by default.
+    """A video that was opened and found usable; upright size with square pixels, `fps` the rate that clips get.
 
     `start_s` is the container's start: the earliest start of its streams, in the file's own timestamps. All other
     times of the project count from there.
