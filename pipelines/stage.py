@@ -14,6 +14,7 @@ import json
 import time
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field, replace
+from functools import cached_property, lru_cache
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -71,7 +72,12 @@ class Result:
     rows: tuple[Record, ...]
     rejects: tuple[Reject, ...]
     lineage: Lineage
-    seconds: float  # wall time of the run; tells nothing about the content
+    seconds: float  # wall time of the computation; tells nothing about the content
+
+    @cached_property
+    def content(self) -> str:
+        """Digest of the rows, for the keys of the stages that read them."""
+        return digest([row.content_digest() for row in self.rows])
 
     @property
     def stops_video(self) -> bool:
@@ -134,30 +140,76 @@ class VideoState:
         """The rows of a record type: the row itself for one-a-video records, else a tuple."""
         if record is SourceVideo:
             return self.source
-        rows = next(self.results[stage.name].rows for stage in stages if stage.writes is record)
+        rows = self._result(record, stages).rows
         return rows[0] if record.PER_VIDEO == "one" else rows
+
+    def has(self, records: Iterable[type[Record]], stages: Iterable[Stage]) -> bool:
+        """Whether the rows of all these record types are there."""
+        made = {stage.writes for stage in stages if stage.name in self.results}
+        return all(record is SourceVideo or record in made for record in records)
+
+    def content(self, record: type[Record], stages: Iterable[Stage]) -> str:
+        """Digest of what `rows` returns."""
+        return self.source.content_digest() if record is SourceVideo else self._result(record, stages).content
+
+    def _result(self, record: type[Record], stages: Iterable[Stage]) -> Result:
+        return next(self.results[stage.name] for stage in stages if stage.writes is record)
 
     def with_result(self, result: Result) -> VideoState:
         return replace(self, results={**self.results, result.stage: result})
 
+    def to_json(self) -> str:
+        """JSON that VideoState.from_json reads back: how a video travels between processes."""
+        results = {name: result.to_json() for name, result in self.results.items()}
+        return json.dumps({"source": self.source.to_json(), "results": results})
+
+    @staticmethod
+    def from_json(text: str, stages: Iterable[Stage]) -> VideoState:
+        values = json.loads(text)
+        return VideoState(
+            source=SourceVideo.model_validate(values["source"]),
+            results={
+                stage.name: Result.from_json(values["results"][stage.name], stage)
+                for stage in stages
+                if stage.name in values["results"]
+            },
+        )
+
 
 def lineage_of(stage: Stage, state: VideoState, stages: Iterable[Stage]) -> Lineage:
     """What the stage's result for this video depends on, all of it."""
-    inputs = []
-    for record in stage.reads:
-        rows = state.rows(record, stages)
-        inputs.append([row.content_digest() for row in (rows if isinstance(rows, tuple) else (rows,))])
-    return Lineage(
-        version=stage.version,
-        config=config_digest(stage.config),
-        model=stage.model(stage.config),
-        inputs=digest([state.source.narrative, inputs]),
-    )
+    config, model = _identity(stage)
+    inputs = [state.content(record, stages) for record in stage.reads]
+    return Lineage(version=stage.version, config=config, model=model, inputs=digest([state.source.narrative, inputs]))
+
+
+@lru_cache
+def _identity(stage: Stage) -> tuple[str, str | None]:
+    return config_digest(stage.config), stage.model(stage.config)
 
 
 def key_of(stage: Stage, lineage: Lineage) -> str:
     """The content key: same key, same result, never computed twice."""
     return digest({"stage": stage.name, **lineage.to_json()})
+
+
+def resume(source: SourceVideo, stages: tuple[Stage, ...], *, results: Results) -> VideoState:
+    """The video as far as its results are kept, computing nothing. What `pending` names is still to be done."""
+    state = VideoState(source)
+    for stage in stages:
+        if state.is_stopped:
+            break
+        if not state.has(stage.reads, stages):
+            continue
+        result = results.get(stage, key_of(stage, lineage_of(stage, state, stages)))
+        if result is not None:
+            state = state.with_result(result)
+    return state
+
+
+def pending(state: VideoState, stages: tuple[Stage, ...]) -> list[str]:
+    """Names of the stages that this video still has to pass."""
+    return [] if state.is_stopped else [stage.name for stage in stages if stage.name not in state.results]
 
 
 def advance(

@@ -4,18 +4,21 @@ from __future__ import annotations
 
 from typing import ClassVar, Literal
 
-from pydantic import Field, NonNegativeFloat, NonNegativeInt, PositiveFloat, PositiveInt
+from pydantic import Field, NonNegativeInt, PositiveFloat, PositiveInt
 
 from cookgen.records.record import Record
 
 
 class Segment(Record):
-    """A human-made annotation: [start_s, end_s) and the sentence as it stands in the source's file."""
+    """A human-made annotation: [start_s, end_s) and the sentence, both as they stand in the source's file.
+
+    Not judged here: the stages reject what cannot be (a span without length, an empty sentence).
+    """
 
     TABLE: ClassVar[str] = "segments"
 
-    start_s: NonNegativeFloat
-    end_s: NonNegativeFloat
+    start_s: float
+    end_s: float
     text: str
 
 

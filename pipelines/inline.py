@@ -1,0 +1,25 @@
+"""The stages in a plain loop, one video after the other: for debugging, tests, and machines where Ray is too much."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator
+from functools import cache
+from typing import Any
+
+from pipelines.stage import Places, Results, Stage, VideoState, advance
+
+
+def run(
+    states: Iterable[VideoState], stages: tuple[Stage, ...], *, results: Results, places: Places
+) -> Iterator[VideoState]:
+    """Each video after its last stage, in the order given. A stage's tool is loaded at its first use, once."""
+
+    @cache
+    def tool(stage: Stage) -> Any:
+        assert stage.load is not None
+        return stage.load(stage.config, places)
+
+    for state in states:
+        for stage in stages:
+            state = advance(stage, state, stages, results=results, tool=lambda stage=stage: tool(stage))
+        yield state

@@ -1,0 +1,118 @@
+"""The `folder` source: any directory of videos, with captions beside them where there are any."""
+
+from __future__ import annotations
+
+import os
+from collections import Counter
+from collections.abc import Iterator
+from pathlib import Path, PurePosixPath
+
+from cookgen.errors import InputError
+from cookgen.files import file_sha256, narrative_name
+from cookgen.records import Reason, Reject, Segment, SourceVideo
+
+NAME = "folder"
+VIDEO_SUFFIXES = frozenset(".3gp .avi .flv .m2ts .m4v .mkv .mov .mp4 .mpeg .mpg .mts .ogv .ts .vob .webm .wmv".split())
+SUBTITLE_SUFFIXES = (".en.vtt", ".en.srt", ".vtt", ".srt")  # the first that is there is taken
+_STAGE = "source"
+
+
+def list_videos(folder: Path) -> Iterator[SourceVideo | Reject]:
+    """Every video file below the folder, in the order of its path; hidden files and folders are left out.
+
+    A file that cannot be listed safely (a link that leaves the folder, a name that is not UTF-8) is a reject. Raises
+    InputError where there is no such folder, or no video file in it.
+    """
+    paths = list(video_paths(folder))
+    if not paths:
+        raise InputError(
+            f"{folder}: no video file in this folder or below; known suffixes are {' '.join(sorted(VIDEO_SUFFIXES))}. "
+            "Name the folder that holds the videos with VIDEOS=dir (--videos dir)"
+        )
+    ids = Counter(_without_suffix(path) for path in paths)
+    for path in paths:
+        video_id = _without_suffix(path)
+        clash = path if ids[video_id] > 1 else None
+        yield source_video(folder, path, source=NAME, video_id=clash or video_id, id_stem=video_id, clash_path=clash)
+
+
+def source_video(
+    folder: Path,
+    path: str,
+    *,
+    source: str,
+    video_id: str,
+    id_stem: str | None = None,
+    clash_path: str | None = None,
+    url: str | None = None,
+    title: str | None = None,
+    topic: str | None = None,
+    licence: str | None = None,
+    split: str | None = None,
+    segments: tuple[Segment, ...] = (),
+) -> SourceVideo | Reject:
+    """The row of one file, `path` relative to `folder`, with the captions beside it; or why it cannot be taken."""
+    try:
+        video_id.encode()
+    except UnicodeEncodeError:
+        shown = path.encode("utf-8", "backslashreplace").decode()
+        return Reject(
+            narrative=None, path=shown, stage=_STAGE, reason=Reason.BAD_NAME, detail="the file's name is not UTF-8"
+        )
+    narrative = narrative_name(source, id_stem or video_id, clash_path=clash_path)
+    file = folder / path
+    if not file.resolve().is_relative_to(folder.resolve()):
+        detail = "a symbolic link to a place outside the folder; copy the file in to use it"
+        return Reject(narrative=narrative, path=path, stage=_STAGE, reason=Reason.OUTSIDE_FOLDER, detail=detail)
+    try:
+        stat = file.stat()
+    except OSError as error:
+        return Reject(
+            narrative=narrative, path=path, stage=_STAGE, reason=Reason.UNREADABLE_FILE, detail=error.strerror or ""
+        )
+    subtitles = _subtitles_beside(folder, path)
+    return SourceVideo(
+        narrative=narrative,
+        source=source,
+        video_id=video_id,
+        path=path,
+        num_bytes=stat.st_size,
+        mtime_ns=stat.st_mtime_ns,
+        url=url,
+        title=title,
+        topic=topic,
+        licence=licence,
+        split=split,
+        segments=segments,
+        subtitles=subtitles,
+        subtitles_sha256=file_sha256(folder / subtitles) if subtitles else None,
+    )
+
+
+def video_paths(folder: Path) -> Iterator[str]:
+    """Paths of all files below the folder that have a video's suffix, relative to it, sorted; hidden ones left out."""
+    if not folder.is_dir():
+        kind = "not a folder" if folder.exists() else "no such folder"
+        raise InputError(f"{folder}: {kind}. Name the folder that holds the videos with VIDEOS=dir (--videos dir)")
+    found = []
+    for place, folders, files in os.walk(folder):  # symbolic links to folders are not followed
+        folders[:] = [name for name in folders if not name.startswith(".")]
+        found += [
+            (Path(place) / name).relative_to(folder).as_posix()
+            for name in files
+            if not name.startswith(".") and Path(name).suffix.lower() in VIDEO_SUFFIXES
+        ]
+    yield from sorted(found)
+
+
+def _without_suffix(path: str) -> str:
+    return PurePosixPath(path).with_suffix("").as_posix()
+
+
+def _subtitles_beside(folder: Path, path: str) -> str | None:
+    for suffix in SUBTITLE_SUFFIXES:
+        candidate = _without_suffix(path) + suffix
+        file = folder / candidate
+        if file.is_file() and file.resolve().is_relative_to(folder.resolve()):
+            return candidate
+    return None

@@ -1,0 +1,102 @@
+"""The `youcook2` source: the official annotation JSON and a folder of videos named by id.
+
+Videos may lie anywhere below the folder (the official archive has training/101/ID.mp4). An annotated video that is
+not there is the reject `video_missing`; a video that is not annotated is none of this source's.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+from pathlib import Path, PurePosixPath
+from typing import Annotated, Any
+
+from pydantic import BaseModel, Field, ValidationError
+
+from cookgen.errors import InputError
+from cookgen.files import narrative_name
+from cookgen.records import Reason, Reject, Segment, SourceVideo
+from pipelines.sources.folder import source_video, video_paths
+
+NAME = "youcook2"
+SPLITS = {"training": "train", "validation": "val", "testing": "test"}  # YouCook2's subsets, as splits
+
+
+class _Annotation(BaseModel):
+    segment: tuple[Annotated[float, Field(allow_inf_nan=False)], Annotated[float, Field(allow_inf_nan=False)]]
+    sentence: str
+
+
+class _Entry(BaseModel):
+    subset: str
+    annotations: list[_Annotation]
+    video_url: str | None = None
+    recipe_type: str | None = None
+
+
+def list_videos(folder: Path, annotations: Path) -> Iterator[SourceVideo | Reject]:
+    """Every annotated video, in the order of its id. `annotations` is youcookii_annotations_trainval.json or its like.
+
+    Raises InputError where the file is missing or is not in YouCook2's form (naming the entry and the field), or the
+    folder holds none of the annotated videos.
+    """
+    entries = _read(annotations)
+    paths: dict[str, str] = {}
+    for path in video_paths(folder):
+        paths.setdefault(PurePosixPath(path).stem, path)  # the first in path order, where an id is there twice
+    if not paths.keys() & entries.keys():
+        raise InputError(
+            f"{folder}: holds none of the {len(entries)} videos of {annotations.name}; "
+            f"name each file by its id, for example {min(entries)}.mp4"
+        )
+    for video_id in sorted(entries):
+        entry = entries[video_id]
+        if video_id not in paths:
+            yield Reject(
+                narrative=narrative_name(NAME, video_id),
+                path="",
+                stage="source",
+                reason=Reason.VIDEO_MISSING,
+                detail=f"no video file named {video_id} in the folder",
+            )
+            continue
+        yield source_video(
+            folder,
+            paths[video_id],
+            source=NAME,
+            video_id=video_id,
+            url=entry.video_url,
+            topic=entry.recipe_type,
+            split=SPLITS[entry.subset],
+            segments=tuple(
+                Segment(start_s=item.segment[0], end_s=item.segment[1], text=item.sentence)
+                for item in entry.annotations
+            ),
+        )
+
+
+def _read(annotations: Path) -> dict[str, _Entry]:
+    remedy = "ANNOTATIONS must name youcookii_annotations_trainval.json or a file of the same form"
+    try:
+        values: Any = json.loads(annotations.read_bytes())
+    except OSError as error:
+        raise InputError(f"{annotations}: {error.strerror}; {remedy}") from error
+    except ValueError as error:  # also bytes that are not UTF-8
+        raise InputError(f"{annotations}: not JSON ({error}); {remedy}") from error
+    database = values.get("database") if isinstance(values, dict) else None
+    if not isinstance(database, dict) or not database:
+        raise InputError(f"{annotations}: has no object 'database' with videos in it; {remedy}")
+    entries = {}
+    for video_id, value in database.items():
+        try:
+            entry = _Entry.model_validate(value)
+        except ValidationError as error:
+            first = error.errors()[0]
+            field = ".".join(str(step) for step in first["loc"])
+            raise InputError(f"{annotations}: video {video_id!r}, field {field}: {first['msg']}; {remedy}") from error
+        if entry.subset not in SPLITS:
+            raise InputError(
+                f"{annotations}: video {video_id!r}, field subset: {entry.subset!r} is not one of {', '.join(SPLITS)}"
+            )
+        entries[video_id] = entry
+    return entries

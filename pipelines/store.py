@@ -1,0 +1,220 @@
+"""Results on disk: content-keyed, atomic, written in groups.
+
+    OUT/.store/results/<stage>/<number>.parquet    results, at most GROUP_SIZE a part, or those of GROUP_SECONDS
+    OUT/.store/media/ab/abcd….mp4                  clips and keyframes, named by their own sha256
+    OUT/.store/owner.json                          which source this folder belongs to
+    OUT/.store/lock                                held by the one run that may write
+
+A result that has a key is never computed twice, so what a model once said stays said. A kill loses only the group that
+was not yet written; a file with a final name is whole.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import fcntl
+import json
+import os
+import shutil
+import socket
+import time
+from collections import OrderedDict
+from collections.abc import Iterator
+from pathlib import Path
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from cookgen.errors import OutputError, OutputInUseError
+from cookgen.files import atomic_path, canonical_json, write_atomic
+from cookgen.records import FORMAT
+from pipelines.stage import Result, Stage
+
+GROUP_SIZE = 64
+GROUP_SECONDS = 5.0
+COMPACT_PARTS = 16  # more parts than this in a stage are merged when a run ends
+_CACHED_PARTS = 8
+_SCHEMA = pa.schema([("key", pa.string()), ("narrative", pa.string()), ("result", pa.large_string())])
+
+
+class Store:
+    """Looks up and keeps results. One writer at a time: the run that holds `locked`."""
+
+    def __init__(self, out: Path) -> None:
+        self.root = out / ".store"
+        self.media = self.root / "media"
+        self._results = self.root / "results"
+        self._index: dict[tuple[str, str], tuple[Path, int]] = {}
+        self._parts: OrderedDict[Path, list[str]] = OrderedDict()
+        self._waiting: dict[tuple[str, str], Result] = {}
+        self._written_at = time.monotonic()
+        for part in sorted(self._results.glob("*/*.parquet")):
+            self._add_to_index(part)
+
+    def __contains__(self, stage_key: tuple[str, str]) -> bool:
+        return stage_key in self._index or stage_key in self._waiting
+
+    def get(self, stage: Stage, key: str) -> Result | None:
+        """The result kept under this key, or None."""
+        waiting = self._waiting.get((stage.name, key))
+        if waiting is not None:
+            return waiting
+        place = self._index.get((stage.name, key))
+        return None if place is None else Result.from_json(self._rows(place[0])[place[1]], stage)
+
+    def put(self, result: Result) -> None:
+        """Keeps a result. It is on disk after the next `flush`, which comes by itself a group at a time.
+
+        Results that are our own mistake (internal_error) are not kept, so that the next run tries them again.
+        Raises OutputError where the disk is full or cannot be written.
+        """
+        if result.is_final and (result.stage, result.key) not in self:
+            self._waiting[result.stage, result.key] = result
+        self.flush_if_due()
+
+    def flush_if_due(self) -> None:
+        """Writes what waits when the group is full or old enough."""
+        if len(self._waiting) >= GROUP_SIZE or time.monotonic() - self._written_at >= GROUP_SECONDS:
+            self.flush()
+
+    def flush(self) -> None:
+        """Writes everything that waits."""
+        self._written_at = time.monotonic()
+        for stage in sorted({stage for stage, _ in self._waiting}):
+            group = [result for (name, _), result in sorted(self._waiting.items()) if name == stage]
+            self._write_part(stage, [(result.key, result.narrative, result.to_json()) for result in group])
+            for result in group:
+                del self._waiting[stage, result.key]
+
+    def compact(self) -> None:
+        """Merges the parts of each stage that has many: the new part is whole before the old ones go."""
+        for folder in sorted(self._results.glob("*")):
+            parts = sorted(folder.glob("*.parquet"))
+            if len(parts) <= COMPACT_PARTS:
+                continue
+            rows: dict[str, tuple[str, str, str]] = {}
+            for part in parts:
+                table = pq.read_table(part)
+                rows |= {row["key"]: (row["key"], row["narrative"], row["result"]) for row in table.to_pylist()}
+            self._write_part(folder.name, [rows[key] for key in sorted(rows)])
+            for part in parts:
+                part.unlink()
+                self._parts.pop(part, None)
+
+    def _write_part(self, stage: str, rows: list[tuple[str, str, str]]) -> None:
+        folder = self._results / stage
+        numbers = [int(part.stem) for part in folder.glob("*.parquet")] if folder.is_dir() else []
+        part = folder / f"{max(numbers, default=-1) + 1:08d}.parquet"
+        columns = [
+            pa.array(column, type=field.type) for column, field in zip(zip(*rows, strict=True), _SCHEMA, strict=True)
+        ]
+        with explained(part), atomic_path(part) as temporary:
+            pq.write_table(pa.table(columns, schema=_SCHEMA), temporary, compression="zstd")
+        self._add_to_index(part)
+
+    def _add_to_index(self, part: Path) -> None:
+        try:
+            keys = pq.read_table(part, columns=["key"]).column("key").to_pylist()
+        except (OSError, pa.ArrowInvalid) as error:
+            raise OutputError(
+                f"{part}: cannot be read ({error}); it was damaged after it was written. Delete that file: "
+                "only what it held is computed again"
+            ) from error
+        self._index |= {(part.parent.name, key): (part, row) for row, key in enumerate(keys)}
+
+    def _rows(self, part: Path) -> list[str]:
+        if part not in self._parts:
+            self._parts[part] = pq.read_table(part, columns=["result"]).column("result").to_pylist()
+            while len(self._parts) > _CACHED_PARTS:
+                self._parts.popitem(last=False)
+        self._parts.move_to_end(part)
+        return self._parts[part]
+
+
+@contextlib.contextmanager
+def explained(path: Path) -> Iterator[None]:
+    """Turns the operating system's refusals to write into errors that say what to do."""
+    try:
+        yield
+    except OSError as error:
+        if error.errno in (errno.ENOSPC, errno.EDQUOT):
+            message = f"{path}: the disk is full. Free some space and run again: what was done is kept"
+        else:
+            message = f"{path}: cannot be written ({error.strerror or error}). Choose another --out, or mend its rights"
+        raise OutputError(message) from error
+
+
+def claim(out: Path, source: str) -> None:
+    """Makes OUT this source's output folder, or finds that it is already.
+
+    Raises OutputError where OUT cannot be written, holds something else than a shard set, a set of another format, or
+    one of another source.
+    """
+    if out.exists() and not out.is_dir():
+        raise OutputError(f"{out}: is a file; --out must name a folder")
+    with explained(out):
+        out.mkdir(parents=True, exist_ok=True)
+    owner_file, manifest = out / ".store" / "owner.json", out / "dataset.json"
+    found = _json_object(manifest) if manifest.exists() else None
+    if found is not None and found.get("format") != FORMAT:
+        raise OutputError(f"{out}: holds a set of format {found.get('format')!r}, not {FORMAT}; choose another --out")
+    if owner_file.exists():
+        owner = _json_object(owner_file)
+    elif found is not None:  # a set whose .store was deleted: it is still its source's
+        owner = {"format": FORMAT, "source": found.get("name")}
+    elif any(out.iterdir()):
+        raise OutputError(f"{out}: is not empty and holds no cookgen set; choose another --out, or empty it")
+    else:
+        owner = {"format": FORMAT, "source": source}
+    if owner.get("format") != FORMAT:
+        raise OutputError(f"{out}: was begun in format {owner.get('format')!r}, not {FORMAT}; choose another --out")
+    if owner.get("source") != source:
+        raise OutputError(f"{out}: belongs to the source {owner.get('source')!r}, not {source!r}; choose another --out")
+    with explained(out):
+        write_atomic(owner_file, canonical_json(owner))
+
+
+def require_space(out: Path, num_bytes: int) -> None:
+    """Raises OutputError unless OUT's disk has room for `num_bytes` more."""
+    free = shutil.disk_usage(out).free
+    if free < num_bytes:
+        raise OutputError(
+            f"{out}: the disk is too full: {free / 2**30:.1f} GiB free, about {num_bytes / 2**30:.1f} GiB needed. "
+            "Free some space or choose an --out on another disk"
+        )
+
+
+@contextlib.contextmanager
+def locked(out: Path) -> Iterator[None]:
+    """Holds OUT's lock. The operating system drops it when the process ends, however it ends: no lock goes stale.
+
+    Raises OutputInUseError naming the process that holds it.
+    """
+    path = out / ".store" / "lock"
+    with explained(path):
+        path.parent.mkdir(parents=True, exist_ok=True)
+        handle = path.open("a+")
+    with handle:
+        try:
+            fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            handle.seek(0)
+            raise OutputInUseError(
+                f"{out}: being written by {handle.read().strip() or 'another process'}. "
+                "Wait for it, stop it, or choose another --out"
+            ) from None
+        handle.truncate(0)
+        handle.write(f"process {os.getpid()} on {socket.gethostname()} since {time.strftime('%H:%M:%S')}")
+        handle.flush()
+        yield
+
+
+def _json_object(path: Path) -> dict[str, object]:
+    try:
+        values = json.loads(path.read_bytes())
+    except (OSError, ValueError) as error:
+        raise OutputError(f"{path}: cannot be read ({error}); delete it, or choose another --out") from error
+    if not isinstance(values, dict):
+        raise OutputError(f"{path}: is not a JSON object; delete it, or choose another --out")
+    return values
