@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
-from functools import cache
+from functools import cache, partial
 from typing import Any
 
 from pipelines.stage import Places, Results, Stage, VideoState, advance
@@ -21,5 +21,5 @@ def run(
 
     for state in states:
         for stage in stages:
-            state = advance(stage, state, stages, results=results, tool=lambda stage=stage: tool(stage))
+            state = advance(stage, state, stages, results=results, tool=partial(tool, stage))
         yield state

@@ -35,6 +35,7 @@ GROUP_SIZE = 64
 GROUP_SECONDS = 5.0
 COMPACT_PARTS = 16  # more parts than this in a stage are merged when a run ends
 _CACHED_PARTS = 8
+_PARTS = "[0-9]*.parquet"  # not the .tmp- files that a killed run may have left
 _SCHEMA = pa.schema([("key", pa.string()), ("narrative", pa.string()), ("result", pa.large_string())])
 
 
@@ -49,7 +50,7 @@ class Store:
         self._parts: OrderedDict[Path, list[str]] = OrderedDict()
         self._waiting: dict[tuple[str, str], Result] = {}
         self._written_at = time.monotonic()
-        for part in sorted(self._results.glob("*/*.parquet")):
+        for part in sorted(self._results.glob(f"*/{_PARTS}")):
             self._add_to_index(part)
 
     def __contains__(self, stage_key: tuple[str, str]) -> bool:
@@ -88,9 +89,14 @@ class Store:
                 del self._waiting[stage, result.key]
 
     def compact(self) -> None:
-        """Merges the parts of each stage that has many: the new part is whole before the old ones go."""
+        """Merges the parts of each stage that has many, and sweeps out what killed runs left half written.
+
+        The new part is whole before the old ones go. Only for the run that holds the lock, with no worker alive.
+        """
+        for leftover in self.root.rglob(".tmp-*"):
+            leftover.unlink()
         for folder in sorted(self._results.glob("*")):
-            parts = sorted(folder.glob("*.parquet"))
+            parts = sorted(folder.glob(_PARTS))
             if len(parts) <= COMPACT_PARTS:
                 continue
             rows: dict[str, tuple[str, str, str]] = {}
@@ -104,7 +110,7 @@ class Store:
 
     def _write_part(self, stage: str, rows: list[tuple[str, str, str]]) -> None:
         folder = self._results / stage
-        numbers = [int(part.stem) for part in folder.glob("*.parquet")] if folder.is_dir() else []
+        numbers = [int(part.stem) for part in folder.glob(_PARTS)] if folder.is_dir() else []
         part = folder / f"{max(numbers, default=-1) + 1:08d}.parquet"
         columns = [
             pa.array(column, type=field.type) for column, field in zip(zip(*rows, strict=True), _SCHEMA, strict=True)

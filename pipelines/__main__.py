@@ -1,0 +1,174 @@
+"""The pipeline's command line: `python -m pipelines run|plan|status|report`.
+
+Exit codes: 0 done; 1 finished, but with nothing usable; 2 usage or input error, said in one line; 130 interrupted.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import sys
+from collections.abc import Sequence
+from dataclasses import asdict
+from pathlib import Path
+from typing import Annotated
+
+import tyro
+from tyro.conf import arg
+
+from cookgen.config import to_values
+from cookgen.errors import CookgenError
+from pipelines import flow
+
+
+def run(
+    *,
+    source: str | None = None,
+    videos: Path | None = None,
+    annotations: Path | None = None,
+    out: Path = Path("shards"),
+    profile: str = "embedded",
+    ray: str | None = None,
+    engine: str = "ray",
+    settings: Annotated[tuple[str, ...], arg(name="set", metavar="NAME=VALUE …")] = (),
+    limit: int | None = None,
+    ids: Path | None = None,
+    dry_run: bool = False,
+    show_config: bool = False,
+) -> int:
+    """Makes (or completes) a shard set.
+
+    Args:
+        source: demo, folder or youcook2; folder where only --videos is given, else demo.
+        videos: The folder that holds the videos.
+        annotations: YouCook2's annotation JSON.
+        out: The folder of the shard set.
+        profile: Which set of models and sizes: embedded.
+        ray: Address of a Ray cluster; this machine alone without it.
+        engine: ray, or inline for a plain loop without Ray.
+        settings: Values by dotted name, for example clips.max_s=20; --show-config lists them all.
+        limit: Only the first N videos of the source.
+        ids: A file with one video id a line: only these.
+        dry_run: Say what would be done, and do nothing.
+        show_config: Print the resolved configuration, and do nothing.
+    """
+    request = flow.request_of(
+        source=source,
+        out=out,
+        videos=videos,
+        annotations=annotations,
+        profile=profile,
+        settings=settings,
+        limit=limit,
+        ids=ids,
+    )
+    if show_config:
+        _say(json.dumps(to_values(request.config()), indent=2))
+        return 0
+    if dry_run:
+        _say(_plan_text(flow.plan(request)))
+        return 0
+    outcome = flow.run(request, engine=engine, address=ray)
+    for name, split in outcome.manifest.splits.items():
+        _say(f"{name}: {split.num_narratives} narratives, {split.num_clips} clips, {len(split.shards)} shards")
+    if not outcome.num_narratives:
+        _say(f"{out}: no narrative came out; tables/rejects.parquet and report.html say why for each video")
+        return 1
+    _say(f"report: {out / 'report.html'}   check: cookgen validate {out}")
+    return 0
+
+
+def plan(*, out: Path = Path("shards"), as_json: Annotated[bool, arg(name="json")] = False) -> int:
+    """Says what the last `run` on OUT would still do, and does nothing.
+
+    Args:
+        out: The folder of the shard set.
+        as_json: Print JSON.
+    """
+    found = flow.plan(flow.Request.load(out.absolute()))
+    _say(json.dumps(asdict(found)) if as_json else _plan_text(found))
+    return 0
+
+
+def status(*, out: Path = Path("shards"), as_json: Annotated[bool, arg(name="json")] = False) -> int:
+    """Says how far the run on OUT is; may be asked while it goes on.
+
+    Args:
+        out: The folder of the shard set.
+        as_json: Print JSON.
+    """
+    found = flow.status(out.absolute())
+    if as_json:
+        _say(json.dumps(found))
+        return 0
+    _say(f"{out}: {found['state']}")
+    for name, tally in found["stages"].items():
+        rejects = "  ".join(f"{reason} {count}" for reason, count in sorted(tally["rejects"].items()))
+        _say(f"  {name:9} {tally['done']}/{tally['total']} videos  {tally['rows']} rows  {rejects}".rstrip())
+    return 0
+
+
+def report(*, out: Path = Path("shards"), as_json: Annotated[bool, arg(name="json")] = False) -> int:
+    """Writes OUT/report.html again from what is kept, and says what became of the videos.
+
+    Args:
+        out: The folder of the shard set.
+        as_json: Print the funnel as JSON.
+    """
+    found = flow.report(flow.Request.load(out.absolute()))
+    _say(json.dumps(found) if as_json else f"report: {out / 'report.html'}")
+    return 0
+
+
+def _plan_text(found: flow.Plan) -> str:
+    lines = [f"{found.num_videos} videos"]
+    lines += [f"  {name:9} {found.kept[name]} kept, {found.to_do[name]} to do" for name in found.kept]
+    return "\n".join(lines)
+
+
+def _say(text: str) -> None:
+    sys.stdout.write(text + "\n")
+    sys.stdout.flush()
+
+
+def _one_set(args: Sequence[str]) -> list[str]:
+    """`--set a=1 --set b=2` as `--set a=1 b=2`: both spellings are right."""
+    rest: list[str] = []
+    settings: list[str] = []
+    taking = False
+    for item in args:
+        if item == "--set" or item.startswith("--set="):
+            taking = item == "--set"
+            settings += [] if taking else [item.removeprefix("--set=")]
+        elif taking and not item.startswith("--"):
+            settings.append(item)
+        else:
+            taking = False
+            rest.append(item)
+    return [*rest, "--set", *settings] if settings else rest
+
+
+def main(args: Sequence[str] | None = None) -> int:
+    """Runs a command and returns its exit code."""
+    signal.signal(signal.SIGTERM, signal.default_int_handler)  # a polite kill cleans up as Ctrl-C does
+    try:
+        return tyro.extras.subcommand_cli_from_dict(
+            {"run": run, "plan": plan, "status": status, "report": report},
+            prog="python -m pipelines",
+            description="Turns cooking videos into cookgen/1 shards.",
+            args=_one_set(sys.argv[1:] if args is None else args),
+        )
+    except CookgenError as error:
+        sys.stderr.write(f"error: {error}\n")
+        return 2
+    except KeyboardInterrupt:
+        sys.stderr.write("interrupted; what was done is kept, the same command goes on from there\n")
+        return 130
+    except BrokenPipeError:  # the reader of our output has gone
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,308 @@
+"""The whole flow: sources -> videos -> clips -> speech -> actions -> captions -> matches -> checks -> shards."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator, Sequence
+from contextlib import ExitStack
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import cookgen
+from cookgen.config import apply_settings, config_digest
+from cookgen.errors import InputError, UnknownNameError, UsageError
+from cookgen.files import canonical_json, digest, write_atomic
+from cookgen.records import TABLES, Manifest, Reject, SourceVideo
+from cookgen.runlog import Progress, Tally
+from pipelines import inline
+from pipelines.profiles import PROFILES, Config
+from pipelines.progress import CountedStore
+from pipelines.report.page import write_report
+from pipelines.serve import serve_llm
+from pipelines.sources import demo, folder, youcook2
+from pipelines.stage import Places, Stage, VideoState, pending, resume
+from pipelines.stages import actions, captions, checks, clips, matches, shards, speech, videos
+from pipelines.store import Store, claim, locked, require_space
+
+STAGES: tuple[Stage, ...] = (
+    videos.STAGE,
+    clips.STAGE,
+    speech.STAGE,
+    actions.STAGE,
+    captions.STAGE,
+    matches.STAGE,
+    checks.STAGE,
+)  # then shards.write_shards, which sees all videos at once
+
+SOURCES = (demo.NAME, folder.NAME, youcook2.NAME)
+ENGINES = ("ray", "inline")
+
+
+@dataclass(frozen=True)
+class Request:
+    """What to run: the options of `python -m pipelines run`, checked. Paths are absolute."""
+
+    source: str
+    out: Path
+    videos: Path | None
+    annotations: Path | None
+    profile: str
+    settings: tuple[str, ...]
+    limit: int | None
+    ids: Path | None
+
+    def config(self) -> Config:
+        """The resolved configuration."""
+        return apply_settings(PROFILES[self.profile](self.source), list(self.settings))
+
+    def videos_folder(self) -> Path:
+        """The folder that videos' paths are relative to."""
+        return self.videos or self.out / ".store" / "demo"
+
+    def save(self) -> None:
+        """Remembers the request in OUT, for `plan`, `status` and `report`."""
+        write_atomic(self.out / ".store" / "request.json", json.dumps(asdict(self), default=str, indent=1))
+
+    @staticmethod
+    def load(out: Path) -> Request:
+        """The last request run on OUT. Raises InputError where there is none."""
+        path = out / ".store" / "request.json"
+        try:
+            values = json.loads(path.read_bytes())
+        except (OSError, ValueError) as error:
+            raise InputError(f"{out}: no run has been started there; start one with `make shards OUT={out}`") from error
+        paths = {name: values[name] and Path(values[name]) for name in ("out", "videos", "annotations", "ids")}
+        return Request(**{**values, **paths, "settings": tuple(values["settings"])})
+
+
+def request_of(
+    *,
+    source: str | None,
+    out: Path,
+    videos: Path | None = None,
+    annotations: Path | None = None,
+    profile: str = "embedded",
+    settings: Sequence[str] = (),
+    limit: int | None = None,
+    ids: Path | None = None,
+) -> Request:
+    """Checks the options against each other. Raises UsageError naming the option, the rule and the remedy."""
+    source = source or ("folder" if videos else "demo")
+    if source not in SOURCES:
+        raise UnknownNameError("source", source, SOURCES)
+    if profile not in PROFILES:
+        raise UnknownNameError("profile", profile, PROFILES)
+    if source == demo.NAME and videos:
+        raise UsageError("--source demo makes its own videos: leave --videos out, or use --source folder")
+    if source != demo.NAME and not videos:
+        raise UsageError(f"--source {source} needs --videos (VIDEOS=dir): the folder that holds the videos")
+    if source == youcook2.NAME and not annotations:
+        raise UsageError(
+            "--source youcook2 needs --annotations (ANNOTATIONS=file): youcookii_annotations_trainval.json"
+        )
+    if source != youcook2.NAME and annotations:
+        raise UsageError(f"--annotations belongs to --source youcook2, not to {source}")
+    if limit is not None and limit < 1:
+        raise UsageError(f"--limit {limit}: must be at least 1")
+    return Request(
+        source=source,
+        out=out.absolute(),
+        videos=videos and videos.absolute(),
+        annotations=annotations and annotations.absolute(),
+        profile=profile,
+        settings=tuple(settings),
+        limit=limit,
+        ids=ids and ids.absolute(),
+    )
+
+
+def stages_of(config: Config) -> tuple[Stage, ...]:
+    """The stages with their part of the configuration."""
+    return tuple(replace(stage, config=getattr(config, stage.name)) for stage in STAGES)
+
+
+def list_source(request: Request, config: Config) -> Iterator[SourceVideo | Reject]:
+    """What the source holds, after --ids and --limit."""
+    place = request.videos_folder()
+    listing: Iterator[SourceVideo | Reject]
+    if request.source == demo.NAME:
+        listing = demo.list_videos(place, config.demo)
+    elif request.source == folder.NAME:
+        listing = folder.list_videos(place)
+    else:
+        assert request.annotations is not None
+        listing = youcook2.list_videos(place, request.annotations)
+    items = list(listing)
+    if request.ids is not None:
+        items = _only(items, request.ids)
+    yield from items[: request.limit]
+
+
+def _only(items: list[SourceVideo | Reject], ids_file: Path) -> list[SourceVideo | Reject]:
+    try:
+        wanted = set(ids_file.read_text(encoding="utf-8").split("\n")) - {""}
+    except (OSError, ValueError) as error:
+        raise InputError(f"--ids {ids_file}: cannot be read ({error}); it holds one video id a line") from error
+    known = {item.video_id for item in items if isinstance(item, SourceVideo)}
+    missing = sorted(wanted - known)
+    if missing:
+        raise InputError(
+            f"--ids {ids_file}: {len(missing)} of {len(wanted)} ids are not in the source: {missing[0]!r} …"
+        )
+    return [item for item in items if isinstance(item, SourceVideo) and item.video_id in wanted]
+
+
+@dataclass(frozen=True)
+class Plan:
+    """What a run would do: for each stage, how many videos are kept and how many are to be done."""
+
+    num_videos: int
+    kept: dict[str, int]
+    to_do: dict[str, int]
+
+    @staticmethod
+    def of(states: Sequence[VideoState], stages: tuple[Stage, ...]) -> Plan:
+        waiting = [pending(state, stages) for state in states]
+        return Plan(
+            num_videos=len(states),
+            kept={stage.name: sum(stage.name in state.results for state in states) for stage in stages},
+            to_do={stage.name: sum(stage.name in names for names in waiting) for stage in stages},
+        )
+
+
+def plan(request: Request) -> Plan:
+    """What `run` would do, computing nothing. For the demo, videos that are not yet rendered count as to do."""
+    config = request.config()
+    stages = stages_of(config)
+    if request.source == demo.NAME and not demo.is_made(request.videos_folder(), config.demo):
+        count = min(config.demo.num_videos, request.limit or config.demo.num_videos)
+        return Plan(count, kept={s.name: 0 for s in stages}, to_do={s.name: count for s in stages})
+    listing = list(list_source(request, config))
+    store = Store(request.out)
+    states = [resume(item, stages, results=store) for item in listing if isinstance(item, SourceVideo)]
+    return Plan.of(states, stages)
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """What a run came to."""
+
+    manifest: Manifest
+    was_complete: bool  # there was nothing to do
+
+    @property
+    def num_narratives(self) -> int:
+        return sum(split.num_narratives for split in self.manifest.splits.values())
+
+
+def run(request: Request, *, engine: str = "ray", address: str | None = None) -> Outcome:
+    """Runs everything that is not yet done and writes the shard set. What was done before is kept, always.
+
+    Raises CookgenError for what the user can mend; the store keeps all that was done until then.
+    """
+    if engine not in ENGINES:
+        raise UnknownNameError("engine", engine, ENGINES)
+    config = request.config()
+    stages = stages_of(config)
+    if request.videos is not None:
+        list(list_source(request, config))  # bad input is said before OUT is touched
+    claim(request.out, request.source)
+    with ExitStack() as stack:
+        stack.enter_context(locked(request.out))
+        progress = stack.enter_context(Progress(request.out / ".runs", f"cookgen {request.source} -> {request.out}"))
+        if request.source == demo.NAME:
+            demo.make_videos(request.videos_folder(), config.demo)
+        listing = list(list_source(request, config))
+        sources = [item for item in listing if isinstance(item, SourceVideo)]
+        source_rejects = [item for item in listing if isinstance(item, Reject)]
+        stamp = _stamp(listing, stages, config)
+        manifest = _complete_set(request.out, stamp)
+        if manifest is not None:
+            progress.say(f"nothing to do: {request.out} is complete for these {len(sources)} videos")
+            return Outcome(manifest, was_complete=True)
+        require_space(request.out, 64 * 2**20 + sum(source.num_bytes for source in sources))
+        request.save()
+
+        store = Store(request.out)
+        scratch = request.out / ".store" / "scratch"
+        places = Places(videos=request.videos_folder(), media=store.media, scratch=scratch)
+        states = [resume(source, stages, results=store) for source in sources]
+        todo = [state for state in states if pending(state, stages)]
+        progress.say(f"{len(sources)} videos: {len(todo)} to do, {len(sources) - len(todo)} done before")
+        if todo:
+            if config.actions.endpoint is None and any(_needs_llm(state, stages) for state in todo):
+                url = stack.enter_context(serve_llm(config.server, log_folder=request.out / ".runs"))
+                places = replace(places, endpoints={"llm": url})
+            done = _execute(todo, stages, store, places, progress, engine=engine, address=address)
+            by_name = {state.source.narrative: state for state in done}
+            states = [by_name.get(state.source.narrative, state) for state in states]
+            Store(request.out).compact()
+        manifest = _write_set(request, config, stages, states, source_rejects, places)
+        write_atomic(request.out / ".store" / "complete.json", canonical_json({"stamp": stamp}))
+        return Outcome(manifest, was_complete=False)
+
+
+def _needs_llm(state: VideoState, stages: tuple[Stage, ...]) -> bool:
+    return actions.STAGE.name in pending(state, stages) and not state.source.segments
+
+
+def _execute(
+    todo: Sequence[VideoState],
+    stages: tuple[Stage, ...],
+    store: Store,
+    places: Places,
+    progress: Progress,
+    *,
+    engine: str,
+    address: str | None,
+) -> list[VideoState]:
+    if engine == "inline":
+        counted = CountedStore(store, stages, todo)
+        done = []
+        try:
+            for state in inline.run(todo, stages, results=counted, places=places):
+                done.append(state)
+                progress.show(counted.tallies)
+        finally:
+            store.flush()
+        progress.show(counted.tallies, final=True)
+        return done
+    from pipelines import engine as ray_engine  # only now: a run with nothing to do never imports Ray
+
+    tallies: dict[str, Tally] = {}
+
+    def show(newest: dict[str, Tally]) -> None:
+        tallies.update(newest)
+        progress.show(tallies)
+
+    done = ray_engine.run(todo, stages, out=store.root.parent, places=places, address=address, show=show)
+    progress.show(tallies, final=True)
+    return done
+
+
+def _stamp(listing: Sequence[SourceVideo | Reject], stages: tuple[Stage, ...], config: Config) -> str:
+    """Digest of everything that a finished set hangs on; cheap, no video is opened."""
+    return digest(
+        {
+            "cookgen": cookgen.__version__,
+            "config": config_digest(config),
+            "stages": {stage.name: [stage.version, stage.model(stage.config)] for stage in stages},
+            "source": [item.to_json() for item in listing],
+        }
+    )
+
+
+def _complete_set(out: Path, stamp: str) -> Manifest | None:
+    """The manifest of the set that stands in OUT, if it is whole and made from just this; else None."""
+    try:
+        if json.loads((out / ".store" / "complete.json").read_bytes())["stamp"] != stamp:
+            return None
+        manifest = Manifest.model_validate_json((out / "dataset.json").read_bytes())
+        shards_of = [shard for split in manifest.splits.values() for shard in split.shards]
+        if any((out / shard.path).stat().st_size != shard.num_bytes for shard in shards_of):
+            return None
+        is_whole = all((out / "tables" / f"{table.TABLE}.parquet").is_file() for table in TABLES)
+        return manifest if is_whole and (out / "report.html").is_file() else None
+    except (OSError, ValueError, KeyError, TypeError):
+        return None

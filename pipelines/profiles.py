@@ -1,0 +1,45 @@
+"""Profiles: functions that return a full, frozen configuration."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, replace
+
+from pipelines.serve import ServerConfig
+from pipelines.sources.demo import DemoConfig
+from pipelines.stages.actions import ActionsConfig
+from pipelines.stages.captions import CaptionsConfig
+from pipelines.stages.checks import ChecksConfig
+from pipelines.stages.clips import ClipsConfig
+from pipelines.stages.matches import MatchesConfig
+from pipelines.stages.shards import ShardsConfig
+from pipelines.stages.speech import SpeechConfig
+from pipelines.stages.videos import VideosConfig
+
+
+@dataclass(frozen=True)
+class Config:
+    """All that can be set, one field a stage under the stage's own name. `--set clips.max_s=20` sets one value."""
+
+    name: str  # of the shard set; also its source
+    demo: DemoConfig = DemoConfig()
+    videos: VideosConfig = VideosConfig()
+    clips: ClipsConfig = ClipsConfig()
+    speech: SpeechConfig = SpeechConfig()
+    actions: ActionsConfig = ActionsConfig()
+    captions: CaptionsConfig = CaptionsConfig()
+    matches: MatchesConfig = MatchesConfig()
+    checks: ChecksConfig = ChecksConfig()
+    shards: ShardsConfig = ShardsConfig()
+    server: ServerConfig = ServerConfig()
+
+
+def embedded(source: str) -> Config:
+    """Runs anywhere, on the CPU, with models that install as packages. The stages' defaults are this profile's."""
+    config = Config(name=source)
+    if source == "youcook2":  # people have marked the steps: they are the clips
+        config = replace(config, clips=replace(config.clips, policy="segments"))
+    return config
+
+
+PROFILES: Mapping[str, Callable[[str], Config]] = {"embedded": embedded}
