@@ -51,10 +51,10 @@ fix: $(READY)  ## mend format and lint, write the schemas
 	$(BIN)/python -m cookgen.records.json_schema
 
 golden: $(READY)  ## write the golden files again; read the difference before you commit it
-	$(BIN)/python -m tests.golden.write
+	$(BIN)/python tests/golden/write.py
 
 bench: $(READY)  ## seconds of video a second of wall and of CPU for each stage, and peak memory, on the demo
-	$(BIN)/python -m tests.benchmarks.bench
+	$(BIN)/python tests/benchmarks/bench.py
 
 clean:  ## remove the environment and caches, never shards
 	rm -rf $(VENV) .pytest_cache .mypy_cache .ruff_cache .hypothesis build dist

@@ -3,12 +3,21 @@
 from __future__ import annotations
 
 import os
+import subprocess
+import sys
+from collections.abc import Callable
 from pathlib import Path
+from typing import Protocol
 
 import pytest
 
+from cookgen.files import file_sha256
+
 os.environ.setdefault("RAY_AUTH_MODE", "disabled")
 os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
+
+
+ROOT = Path(__file__).resolve().parents[1]
 
 
 @pytest.fixture(scope="session")
@@ -18,3 +27,40 @@ def data() -> Path:
     if not folder:
         pytest.skip("COOKGEN_TEST_DATA is not set: it names the folder of real test videos")
     return Path(folder).resolve()
+
+
+class Pipelines(Protocol):
+    """Runs `python -m pipelines …` as a user does."""
+
+    def __call__(
+        self, *args: str | Path, code: int = 0, timeout_s: float = 500
+    ) -> subprocess.CompletedProcess[str]: ...
+
+
+@pytest.fixture(scope="session")
+def pipelines() -> Pipelines:
+    """Runs the command line in a process of its own and asserts its exit code."""
+
+    def run(*args: str | Path, code: int = 0, timeout_s: float = 500) -> subprocess.CompletedProcess[str]:
+        command = [sys.executable, "-m", "pipelines", *map(str, args)]
+        done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=timeout_s, check=False)
+        assert done.returncode == code, f"exit {done.returncode}, not {code}\n{done.stdout}\n{done.stderr}"
+        assert "Traceback" not in done.stderr, done.stderr
+        return done
+
+    return run
+
+
+@pytest.fixture(scope="session")
+def set_digests() -> Callable[[Path], dict[str, str]]:
+    """The sha256 of every file of a shard set; `.store` and `.runs` are not part of it."""
+
+    def digests(out: Path) -> dict[str, str]:
+        files = [
+            path
+            for path in out.rglob("*")
+            if path.is_file() and path.relative_to(out).parts[0] not in (".store", ".runs")
+        ]
+        return {path.relative_to(out).as_posix(): file_sha256(path) for path in sorted(files)}
+
+    return digests

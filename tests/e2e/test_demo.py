@@ -1,0 +1,167 @@
+"""`make shards` with no arguments, at a smaller size: the whole way, twice, both engines, killed and resumed."""
+
+from __future__ import annotations
+
+import io
+import json
+import os
+import signal
+import subprocess
+import sys
+import tarfile
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import psutil
+import pyarrow.parquet as pq
+import pytest
+import webdataset
+
+from cookgen import load_split
+from cookgen.dataset.validate import validate
+
+Run = Callable[..., Any]
+Digests = Callable[[Path], dict[str, str]]
+ROOT = Path(__file__).resolve().parents[2]
+SMALL = ("--set", "demo.num_videos=3")
+
+
+@pytest.fixture(scope="module")
+def demo(pipelines: Run, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    out = tmp_path_factory.mktemp("demo") / "shards"
+    pipelines("run", "--out", out, *SMALL)
+    return out
+
+
+def table(out: Path, name: str) -> list[dict[str, Any]]:
+    return pq.read_table(out / "tables" / f"{name}.parquet").to_pylist()
+
+
+def test_the_set_is_valid_and_every_video_is_accounted_for(demo: Path) -> None:
+    assert validate(demo) == []
+    narratives = {row["narrative"] for row in table(demo, "narratives")}
+    rejected = [
+        row["narrative"] for row in table(demo, "rejects") if row["clip_index"] is None and row["action_index"] is None
+    ]
+    assert len(narratives) + len(rejected) == 3
+    assert not narratives & set(rejected)
+
+
+def test_there_is_a_train_and_a_val_narrative_to_read(demo: Path) -> None:
+    assert len(load_split("train", demo)) >= 1
+    assert len(load_split("val", demo)) >= 1
+    for split in ("train", "val"):
+        for narrative in load_split(split, demo):
+            for step in narrative.steps:
+                frames = step.frames()
+                assert frames.shape == (step.sample.clip.num_frames, 448, 448, 3)
+                assert step.keyframe().shape == (448, 448, 3)
+                assert step.action and step.caption
+
+
+def test_steps_agree_with_the_ground_truth(demo: Path) -> None:
+    hits = total = 0
+    for split in ("train", "val"):
+        for narrative in load_split(split, demo):
+            truth = json.loads(
+                (demo / ".store" / "demo" / f"{narrative.steps[0].sample.video.video_id}.gt.json").read_text()
+            )
+            total += len(truth["actions"])
+            for step in narrative.steps:
+                middle = (step.sample.action.start_s + step.sample.action.end_s) / 2
+                said = next((a["text"] for a in truth["actions"] if a["start_s"] <= middle <= a["end_s"]), "")
+                hits += bool(content_words(step.action) & content_words(said))
+    assert hits >= 0.6 * total
+
+
+def content_words(text: str) -> set[str]:
+    words = {"".join(c for c in word.lower() if c.isalpha()) for word in text.split()}
+    return {word for word in words if len(word) > 3 and word not in {"with", "into", "over", "until", "then", "from"}}
+
+
+def test_every_reader_counts_the_same_clips(demo: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    manifest = json.loads((demo / "dataset.json").read_text())
+    for name, split in manifest["splits"].items():
+        paths = [demo / shard["path"] for shard in split["shards"]]
+        in_tar = 0
+        for path in paths:
+            with tarfile.open(path) as tar:
+                in_tar += sum(member.name.endswith(".mp4") for member in tar)
+        samples = list(webdataset.WebDataset([str(path) for path in paths], shardshuffle=False)) if paths else []
+        assert in_tar == len(samples) == split["num_clips"] == sum(len(n.steps) for n in load_split(name, demo))
+        assert all({"json", "mp4", "jpg"} <= sample.keys() for sample in samples)
+
+
+def test_hugging_face_datasets_opens_it(demo: Path, tmp_path: Path) -> None:
+    code = f"""
+import datasets, json
+loaded = datasets.load_dataset({str(demo)!r}, cache_dir={str(tmp_path)!r})
+print(json.dumps({{name: split.num_rows for name, split in loaded.items()}}))
+"""
+    environment = {**os.environ, "HF_HUB_OFFLINE": "1", "HF_DATASETS_OFFLINE": "1", "HF_HOME": str(tmp_path)}
+    run = subprocess.run(
+        [sys.executable, "-c", code], capture_output=True, text=True, env=environment, check=False, timeout=300
+    )
+    assert run.returncode == 0, run.stderr
+    rows = json.loads(run.stdout.splitlines()[-1])
+    splits = json.loads((demo / "dataset.json").read_text())["splits"]
+    assert rows == {"train": splits["train"]["num_clips"], "validation": splits["val"]["num_clips"]}
+
+
+def test_a_second_run_does_nothing_and_says_so(pipelines: Run, set_digests: Digests, demo: Path) -> None:
+    before = set_digests(demo)
+    done = pipelines("run", "--out", demo, *SMALL)
+    assert "nothing to do" in done.stderr
+    assert set_digests(demo) == before
+
+
+def test_both_engines_give_the_same_bytes(pipelines: Run, set_digests: Digests, demo: Path, tmp_path: Path) -> None:
+    out = tmp_path / "inline"
+    pipelines("run", "--out", out, "--engine", "inline", *SMALL)
+    assert set_digests(out) == set_digests(demo)
+
+
+def test_a_killed_run_is_resumed_to_the_same_bytes(
+    pipelines: Run, set_digests: Digests, demo: Path, tmp_path: Path
+) -> None:
+    out = tmp_path / "killed"
+    command = [sys.executable, "-m", "pipelines", "run", "--out", str(out), *SMALL]
+    driver = subprocess.Popen(command, cwd=ROOT, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+    clips = out / ".store" / "results" / "clips"
+    deadline = time.monotonic() + 400
+    while not clips.is_dir() and driver.poll() is None and time.monotonic() < deadline:
+        time.sleep(0.2)
+    assert driver.poll() is None, "the run ended before it could be killed"
+    children = psutil.Process(driver.pid).children(recursive=True)
+    driver.send_signal(signal.SIGKILL)
+    driver.wait()
+    _gone, alive = psutil.wait_procs(children, timeout=30)
+    assert not [process for process in alive if process.is_running() and process.status() != psutil.STATUS_ZOMBIE]
+    assert not (out / "dataset.json").exists()
+    kept = json.loads(pipelines("plan", "--out", out, "--json").stdout)["kept"]
+    assert kept["videos"] >= 1
+    pipelines("run", "--out", out, *SMALL)
+    assert set_digests(out) == set_digests(demo)
+
+
+def test_a_changed_threshold_runs_what_hangs_on_it_and_nothing_else(pipelines: Run, demo: Path, tmp_path: Path) -> None:
+    changed = (*SMALL, "matches.max_start_diff_s=4.5")
+    done = pipelines("run", "--out", demo, *changed, "--dry-run")
+    to_do = {line.split()[0]: int(line.split(" kept, ")[1].split()[0]) for line in done.stdout.splitlines()[1:]}
+    with_clips = len({row["narrative"] for row in table(demo, "captions")})
+    assert to_do["matches"] == with_clips
+    assert sum(to_do[stage] for stage in ("videos", "clips", "speech", "actions", "captions")) == 0
+
+
+def test_tars_are_plain(demo: Path) -> None:
+    for path in demo.glob("*/*.tar"):
+        with tarfile.open(path) as tar:
+            for member in tar:
+                assert (member.mtime, member.uid, member.gid, member.mode) == (0, 0, 0, 0o644)
+                assert (member.uname, member.gname) == ("", "")
+                content = tar.extractfile(member)
+                assert content is not None
+                if member.name.endswith(".json"):
+                    assert json.load(io.BytesIO(content.read()))["format"] == "cookgen/1"
