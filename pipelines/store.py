@@ -22,6 +22,7 @@ import time
 from collections import OrderedDict
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -168,7 +169,7 @@ def claim(out: Path, source: str) -> None:
     if owner_file.exists():
         owner = _json_object(owner_file)
     elif found is not None:  # a set whose .store was deleted: it is still its source's
-        owner = {"format": FORMAT, "source": found.get("name")}
+        owner = {"format": FORMAT, "source": _source_of(found)}
     elif any(out.iterdir()):
         raise OutputError(f"{out}: is not empty and holds no cookgen set; choose another --out, or empty it")
     else:
@@ -216,7 +217,14 @@ def locked(out: Path) -> Iterator[None]:
         yield
 
 
-def _json_object(path: Path) -> dict[str, object]:
+def _source_of(manifest: dict[str, Any]) -> object:
+    try:
+        return manifest["config"]["values"]["name"]
+    except (KeyError, TypeError):
+        return None
+
+
+def _json_object(path: Path) -> dict[str, Any]:
     try:
         values = json.loads(path.read_bytes())
     except (OSError, ValueError) as error:
