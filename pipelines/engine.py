@@ -38,6 +38,7 @@ class _StoreWriter:
     def __init__(self, out: Path, stages: tuple[Stage, ...], states: Sequence[str]) -> None:
         self._stages = {stage.name: stage for stage in stages}
         self._counted = CountedStore(Store(out), stages, [VideoState.from_json(state, stages) for state in states])
+        self._failure: Exception | None = None
 
     def get(self, stage: str, key: str) -> str | None:
         result = self._counted.get(self._stages[stage], key)
@@ -52,6 +53,13 @@ class _StoreWriter:
 
     def flush(self) -> None:
         self._counted.store.flush()
+
+    def fail(self, error: Exception) -> None:
+        """Remembers the first error that must end the run: Ray Data does not carry its type to the driver."""
+        self._failure = self._failure or error
+
+    def failure(self) -> Exception | None:
+        return self._failure
 
 
 class _StoreClient:
@@ -73,12 +81,16 @@ class _StageWorker:
 
     def __init__(self, number: int, stages: tuple[Stage, ...], places: Places, writer: Any) -> None:
         self._stage, self._stages, self._places = stages[number], stages, places
-        self._results = _StoreClient(writer)
+        self._writer, self._results = writer, _StoreClient(writer)
         self._tool: Any = None
 
     def __call__(self, row: dict[str, Any]) -> dict[str, Any]:
         state = VideoState.from_json(row["state"], self._stages)
-        state = advance(self._stage, state, self._stages, results=self._results, tool=self._load)
+        try:
+            state = advance(self._stage, state, self._stages, results=self._results, tool=self._load)
+        except (CookgenError, OSError) as error:
+            ray.get(self._writer.fail.remote(error))
+            raise
         return {"order": row["order"], "state": state.to_json()}
 
     def _load(self) -> Any:
@@ -156,7 +168,7 @@ def _run(
         show(ray.get(writer.tallies.remote()))
     ray.get(writer.flush.remote())
     if failure:
-        raise _cause(failure[0])
+        raise ray.get(writer.failure.remote()) or failure[0]
     return [finished[order] for order in range(len(rows))]
 
 
@@ -181,13 +193,3 @@ def _chain(
             compute=pool,
         )
     yield from dataset.iter_rows()
-
-
-def _cause(error: BaseException) -> BaseException:
-    """The error of ours at the bottom of what Ray wrapped around it, or Ray's own."""
-    seen: BaseException | None = error
-    while seen is not None:
-        if isinstance(seen, CookgenError | OSError):
-            return seen
-        seen = getattr(seen, "cause", None) or seen.__cause__
-    return error
