@@ -88,8 +88,8 @@ class _StageWorker:
         state = VideoState.from_json(row["state"], self._stages)
         try:
             state = advance(self._stage, state, self._stages, results=self._results, tool=self._load)
-        except (CookgenError, OSError) as error:
-            ray.get(self._writer.fail.remote(error))
+        except CookgenError as error:
+            ray.get(self._writer.fail.remote(getattr(error, "cause", error)))  # .cause: it came from the writer itself
             raise
         return {"order": row["order"], "state": state.to_json()}
 

@@ -10,6 +10,7 @@ stage with `load`, `tool=` what `load(config, places)` returned once in this wor
 
 from __future__ import annotations
 
+import errno
 import json
 import time
 from collections.abc import Callable, Iterable, Mapping
@@ -19,7 +20,7 @@ from pathlib import Path
 from typing import Any, Protocol
 
 from cookgen.config import config_digest
-from cookgen.errors import CookgenError
+from cookgen.errors import CookgenError, OutputError
 from cookgen.files import canonical_json, digest
 from cookgen.records import Lineage, Reason, Record, Reject, SourceVideo
 
@@ -239,7 +240,11 @@ def compute(
     *,
     tool: Callable[[], Any],
 ) -> Result:
-    """Runs the stage on one video. Errors of the run as a whole (a dead server, a full disk) pass through."""
+    """Runs the stage on one video.
+
+    What nobody foresaw becomes the reject internal_error of this video alone. Errors of the run as a whole pass through:
+    CookgenError (a dead model server), and OutputError for a full disk.
+    """
     inputs = [state.rows(record, stages) for record in stage.reads]
     extra = {} if stage.load is None else {"tool": tool()}
     started = time.monotonic()
@@ -248,9 +253,11 @@ def compute(
     try:
         for item in stage.run(*inputs, config=stage.config, **extra):
             (rejects if isinstance(item, Reject) else rows).append(item)  # type: ignore[arg-type]
-    except (CookgenError, OSError, MemoryError):
+    except (CookgenError, MemoryError):
         raise
     except Exception as error:  # noqa: BLE001 - one video's surprise must not end the run of all the others
+        if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT):
+            raise OutputError(f"{error.filename or 'OUT'}: the disk is full. Free some space and run again") from error
         rows = []
         detail = f"{type(error).__name__}: {error}"
         rejects = [
