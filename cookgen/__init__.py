@@ -7,5 +7,7 @@ for narrative in load_split("train", "shards"):
         print(step.action, step.caption, step.frames().shape)
 """
 
+from cookgen.dataset.split import load_split
+
 __version__ = "0.1.0"
-__all__ = ["__version__"]
+__all__ = ["__version__", "load_split"]

@@ -242,7 +242,7 @@ def compute(
 ) -> Result:
     """Runs the stage on one video.
 
-    What nobody foresaw becomes the reject internal_error of this video alone. Errors of the run as a whole pass through:
+    What nobody foresaw becomes the reject internal_error of this video alone. Errors of the whole run pass through:
     CookgenError (a dead model server), and OutputError for a full disk.
     """
     inputs = [state.rows(record, stages) for record in stage.reads]
@@ -255,7 +255,7 @@ def compute(
             (rejects if isinstance(item, Reject) else rows).append(item)  # type: ignore[arg-type]
     except (CookgenError, MemoryError):
         raise
-    except Exception as error:  # noqa: BLE001 - one video's surprise must not end the run of all the others
+    except Exception as error:  # one video must not end the run of all the others
         if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT):
             raise OutputError(f"{error.filename or 'OUT'}: the disk is full. Free some space and run again") from error
         rows = []

@@ -1,0 +1,31 @@
+"""One thing that is wrong with a shard set."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+_LONGEST = 400
+
+
+@dataclass(frozen=True)
+class Problem:
+    """where: the file, and what in it; rule: the rule of the format that is broken; found: what stands there instead.
+
+    Text that comes out of the set is cut and its control characters are escaped: it goes to terminals.
+    """
+
+    where: str
+    rule: str
+    found: str
+
+    def __post_init__(self) -> None:
+        for name in ("where", "rule", "found"):
+            object.__setattr__(self, name, _printable(getattr(self, name)))
+
+    def __str__(self) -> str:
+        return f"{self.where}: {self.found}. Rule: {self.rule}."
+
+
+def _printable(text: str) -> str:
+    text = text if len(text) <= _LONGEST else text[:_LONGEST] + " …"
+    return "".join(character if character.isprintable() else ascii(character)[1:-1] for character in text)

@@ -1,0 +1,74 @@
+"""What a shard set holds, counted while its samples pass by: the columns of the paper's Tables 1 and 2."""
+
+from __future__ import annotations
+
+from collections import Counter
+from dataclasses import dataclass, field
+from typing import Any
+
+from cookgen.records import Sample
+
+
+@dataclass
+class _Count:
+    num_videos: Counter[str] = field(default_factory=Counter)
+    num_clips: int = 0
+    num_frames: int = 0
+    clip_us: int = 0  # whole microseconds: their sum is the same in any order
+    num_words: int = 0
+
+    def add(self, sample: Sample) -> None:
+        self.num_videos[sample.split] += sample.index == 0
+        self.num_clips += 1
+        self.num_frames += sample.clip.num_frames
+        self.clip_us += round((sample.clip.end_s - sample.clip.start_s) * 1e6)
+        self.num_words += len(sample.action.text.split()) + len(sample.caption.text.split())
+
+    def to_values(self, splits: list[str]) -> dict[str, Any]:
+        videos = self.num_videos.total()
+        return {
+            "num_videos": {split: self.num_videos[split] for split in splits},
+            "num_clips": self.num_clips,
+            "num_frames": self.num_frames,
+            "mean_clip_s": round(self.clip_us / 1e6 / self.num_clips, 6) if self.num_clips else 0.0,
+            "mean_clips_per_video": round(self.num_clips / videos, 6) if videos else 0.0,
+            "mean_words_per_video": round(self.num_words / videos, 6) if videos else 0.0,
+        }
+
+
+class Statistics:
+    """Running counts over samples, in total and by source, with who wrote the text.
+
+    Seconds are the clips' spans; words are those of actions and captions, split at blanks.
+    Source of the columns: VideoAuteur, Tables 1 and 2.
+    """
+
+    def __init__(self) -> None:
+        self._total = _Count()
+        self._sources: dict[str, _Count] = {}
+        self.captioners: set[str] = set()
+        self.action_origins: set[str] = set()
+        self.licences: set[str | None] = set()
+        self.models: dict[str, set[str]] = {}  # stage -> the models that its results came from
+        self.checks: set[str] = set()
+        self.stages: set[str] = set()
+
+    def add(self, sample: Sample) -> None:
+        """Counts one clip."""
+        for count in (self._total, self._sources.setdefault(sample.video.source, _Count())):
+            count.add(sample)
+        self.captioners.add(sample.caption.origin)
+        self.action_origins.add(sample.action.origin)
+        self.licences.add(sample.video.licence)
+        self.checks.update(sample.checks)
+        for stage, lineage in sample.lineage.items():
+            self.stages.add(stage)
+            if lineage.model is not None:
+                self.models.setdefault(stage, set()).add(lineage.model)
+
+    def to_values(self, splits: list[str]) -> dict[str, Any]:
+        """The manifest's `statistics`: {"total": columns, "sources": {source: columns}}."""
+        return {
+            "total": self._total.to_values(splits),
+            "sources": {name: count.to_values(splits) for name, count in sorted(self._sources.items())},
+        }

@@ -1,0 +1,311 @@
+"""A tiny shard set made from hand-written records and real media: what the tests of writing and reading share."""
+
+from __future__ import annotations
+
+import hashlib
+import io
+import tempfile
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from functools import cache
+from pathlib import Path
+
+import av
+import numpy as np
+from PIL import Image
+
+from cookgen.files import digest, write_atomic
+from cookgen.records import (
+    Action,
+    Caption,
+    Check,
+    Clip,
+    Lineage,
+    Match,
+    Reason,
+    Record,
+    Reject,
+    SourceVideo,
+    Video,
+    Word,
+)
+from pipelines.stage import Places, Result, Stage, VideoState
+from pipelines.stages.shards import ShardsConfig
+
+FPS = 10
+SIDE = 64
+NUM_FRAMES = 10
+
+
+@dataclass(frozen=True)
+class RunConfig:
+    """Stands for the pipeline's own configuration, of which the shards stage is one field."""
+
+    shards: ShardsConfig = ShardsConfig()
+
+
+def _stage(name: str, writes: type[Record]) -> Stage:
+    return Stage(name=name, reads=(SourceVideo,), writes=writes, run=lambda: (), config=RunConfig(), version=1)
+
+
+STAGES = (
+    _stage("videos", Video),
+    _stage("clips", Clip),
+    _stage("speech", Word),
+    _stage("actions", Action),
+    _stage("captions", Caption),
+    _stage("matches", Match),
+    _stage("checks", Check),
+)
+MODELS = {"speech": "whisper-tiny.en@1", "actions": "smollm2@1", "captions": "efficientnet-lite0@1"}
+
+
+@cache
+def frames(shade: int) -> np.ndarray:
+    """uint8 [NUM_FRAMES, SIDE, SIDE, 3]: a bright square that moves over a plain ground."""
+    images = np.full((NUM_FRAMES, SIDE, SIDE, 3), 16 + 8 * shade, dtype=np.uint8)
+    for number in range(NUM_FRAMES):
+        images[number, 8:24, 4 * number : 4 * number + 16] = (240, 200, 40 * shade % 255)
+    return images
+
+
+@cache
+def mp4(
+    shade: int = 0,
+    *,
+    has_audio: bool = False,
+    edit_list: bool = False,
+    faststart: bool = True,
+    num_frames: int = NUM_FRAMES,
+    first_pts: int = 0,
+    pix_fmt: str = "yuv420p",
+    codec: str = "libx264",
+    sample_rate: int = 48_000,
+) -> bytes:
+    """A real clip of `num_frames` frames at FPS."""
+    flags = ("+faststart" if faststart else "") + ("" if edit_list else "+negative_cts_offsets")
+    options = {"use_editlist": str(int(edit_list))} | ({"movflags": flags} if flags else {})
+    with (
+        tempfile.NamedTemporaryFile(suffix=".mp4") as file,  # a path: faststart opens the file a second time
+        av.open(file.name, "w", format="mp4", container_options=options) as container,
+    ):
+        video = container.add_stream(codec, rate=FPS, options={"threads": "1", "preset": "veryfast"})
+        video.width = video.height = SIDE
+        video.pix_fmt = pix_fmt
+        audio = container.add_stream("aac", rate=sample_rate, layout="mono") if has_audio else None
+        images = frames(shade)
+        for number in range(num_frames):
+            frame = av.VideoFrame.from_ndarray(images[min(number, NUM_FRAMES - 1)], format="rgb24")
+            frame.pts = number + first_pts
+            container.mux(video.encode(frame))
+        container.mux(video.encode(None))
+        if audio is not None:
+            tone = np.sin(np.arange(sample_rate) * 0.05).astype(np.float32)[None] * 0.2
+            sound = av.AudioFrame.from_ndarray(tone, format="fltp", layout="mono")
+            sound.sample_rate = sample_rate
+            sound.pts = 0
+            container.mux(audio.encode(sound))
+            container.mux(audio.encode(None))
+        container.close()
+        return Path(file.name).read_bytes()
+
+
+@cache
+def jpg(shade: int = 0, *, side: int = SIDE, format: str = "JPEG") -> bytes:  # noqa: A002
+    """The keyframe that belongs to mp4(shade)."""
+    buffer = io.BytesIO()
+    Image.fromarray(frames(shade)[4]).resize((side, side)).save(buffer, format)
+    return buffer.getvalue()
+
+
+def sha256(content: bytes) -> str:
+    return hashlib.sha256(content).hexdigest()
+
+
+@dataclass(frozen=True)
+class Story:
+    """What a made-up video is to hold. Clip and action i belong together but for those listed as lonely."""
+
+    video_id: str
+    num_clips: int = 3
+    split: str = "train"
+    source: str = "demo"
+    manual: bool = False
+    lonely_clips: frozenset[int] = frozenset()
+    lonely_actions: frozenset[int] = frozenset()
+    without_caption: frozenset[int] = frozenset()
+    stops_at: str | None = None  # the stage that rejects the whole video
+    stop_reason: Reason = Reason.NO_SHOTS
+    title: str | None = None
+    topic: str | None = None
+    first_text: str = "Slice the onion"
+    captioner: str = "tags:efficientnet-lite0"
+
+    @property
+    def narrative(self) -> str:
+        return f"{self.source}-{self.video_id}"
+
+    @property
+    def path(self) -> str:
+        return f"{self.video_id}.mp4"
+
+
+@dataclass
+class Media:
+    """The media store of a test; also knows where."""
+
+    folder: Path
+    written: set[str] = field(default_factory=set)
+
+    @property
+    def places(self) -> Places:
+        return Places(videos=self.folder / "videos", media=self.folder / "media", scratch=self.folder / "scratch")
+
+    def put(self, content: bytes, suffix: str) -> str:
+        name = sha256(content)
+        if name not in self.written:
+            write_atomic(self.places.medium(name, suffix), content)
+            self.written.add(name)
+        return name
+
+
+def make_state(story: Story, media: Media) -> VideoState:
+    """The video's state after its last stage."""
+    rows, rejects = _rows(story, media)
+    source = SourceVideo(
+        narrative=story.narrative, source=story.source, video_id=story.video_id, path=story.path, num_bytes=9, mtime_ns=1
+    )
+    state = VideoState(source)
+    for stage in STAGES:
+        stops = story.stops_at == stage.name
+        if stops:
+            refusal = Reject(
+                narrative=story.narrative, path=story.path, stage=stage.name, reason=story.stop_reason, detail="made up"
+            )
+            rejects[stage.name] = (refusal,)
+        lineage = Lineage(version=1, config=digest(stage.name), model=MODELS.get(stage.name), inputs=digest(repr(story)))
+        result = Result(
+            stage=stage.name,
+            key=digest([stage.name, repr(story)]),
+            narrative=story.narrative,
+            rows=() if stops else rows[stage.name],
+            rejects=rejects.get(stage.name, ()),
+            lineage=lineage,
+            seconds=0.5,
+        )
+        state = state.with_result(result)
+        if stops:
+            break
+    return state
+
+
+def _rows(story: Story, media: Media) -> tuple[dict[str, tuple[Record, ...]], dict[str, tuple[Reject, ...]]]:
+    name = story.narrative
+    video = Video(
+        narrative=name,
+        source=story.source,
+        video_id=story.video_id,
+        path=story.path,
+        sha256=sha256(story.video_id.encode()),
+        num_bytes=9,
+        duration_s=5.0 * story.num_clips + 10,
+        start_s=0.0,
+        width=SIDE,
+        height=SIDE,
+        fps=FPS,
+        video_stream=0,
+        audio_stream=1,
+        has_audio=True,
+        split=story.split,
+        title=story.title,
+        topic=story.topic,
+    )
+    clips, words, actions, captions, matches, checks, refused = [], [], [], [], [], [], []
+    for index in range(story.num_clips):
+        shade = index % 3
+        has_audio = index % 3 == 1
+        clip_bytes, image = mp4(shade, has_audio=has_audio), jpg(shade)
+        start_s = 5.0 * index
+        clip = Clip(
+            narrative=name,
+            clip_index=index,
+            start_s=start_s,
+            end_s=start_s + 1,
+            first_pts_s=start_s,
+            last_pts_s=start_s + 0.9,
+            num_frames=NUM_FRAMES,
+            fps=FPS,
+            width=SIDE,
+            height=SIDE,
+            has_audio=has_audio,
+            sha256=media.put(clip_bytes, ".mp4"),
+            num_bytes=len(clip_bytes),
+            keyframe_pts_s=start_s + 0.4,
+            keyframe_sha256=media.put(image, ".jpg"),
+            keyframe_num_bytes=len(image),
+        )
+        clips.append(clip)
+        shift = 0.25 if index % 2 == 0 else 0.5  # iou 0.6, allowed as such; iou 1/3, allowed by the start
+        text = story.first_text if index == 0 else f"Stir the pot {index} times"
+        action = Action(
+            narrative=name,
+            action_index=index,
+            text=text,
+            start_s=start_s + shift,
+            end_s=start_s + 1 + shift,
+            origin="manual" if story.manual else "asr",
+            raw_text=text.lower(),
+            word_first=None if story.manual else 2 * index,
+            word_end=None if story.manual else 2 * index + 2,
+        )
+        actions.append(action)
+        if not story.manual:
+            words += [
+                Word(
+                    narrative=name,
+                    word_id=2 * index + number,
+                    text="stir",
+                    start_s=start_s + shift + number / 2,
+                    end_s=start_s + shift + number / 2 + 0.5,
+                    probability=0.9,
+                )
+                for number in range(2)
+            ]
+        if index in story.without_caption:
+            refused.append(
+                Reject(
+                    narrative=name, path=story.path, clip_index=index, stage="captions", reason=Reason.EMPTY_CAPTION
+                )
+            )
+        else:
+            captions.append(Caption(narrative=name, clip_index=index, text="a pan, still", origin=story.captioner))
+        is_pair = index not in story.lonely_clips | story.lonely_actions
+        iou = round((1 - shift) / (1 + shift), 6)
+        matches.append(
+            Match(
+                narrative=name,
+                clip_index=index,
+                action_index=index,
+                start_diff_s=shift,
+                iou=iou,
+                allowed=True,
+                chosen=is_pair,
+                rule="iou" if iou > 0.5 else "start_diff",
+            )
+        )
+        checks.append(Check(narrative=name, clip_index=index, check="text_similarity", score=0.5))
+    checks.append(Check(narrative=name, clip_index=None, check="repeated_text", score=0.0))
+    rows: dict[str, tuple[Record, ...]] = {
+        "videos": (video,),
+        "clips": tuple(clips),
+        "speech": tuple(words),
+        "actions": tuple(actions),
+        "captions": tuple(captions),
+        "matches": tuple(matches),
+        "checks": tuple(checks),
+    }
+    return rows, {"captions": tuple(refused)}
+
+
+def make_states(stories: Sequence[Story], media: Media) -> list[VideoState]:
+    return [make_state(story, media) for story in stories]
