@@ -173,7 +173,12 @@ def make_state(story: Story, media: Media) -> VideoState:
     """The video's state after its last stage."""
     rows, rejects = _rows(story, media)
     source = SourceVideo(
-        narrative=story.narrative, source=story.source, video_id=story.video_id, path=story.path, num_bytes=9, mtime_ns=1
+        narrative=story.narrative,
+        source=story.source,
+        video_id=story.video_id,
+        path=story.path,
+        num_bytes=9,
+        mtime_ns=1,
     )
     state = VideoState(source)
     for stage in STAGES:
@@ -183,7 +188,9 @@ def make_state(story: Story, media: Media) -> VideoState:
                 narrative=story.narrative, path=story.path, stage=stage.name, reason=story.stop_reason, detail="made up"
             )
             rejects[stage.name] = (refusal,)
-        lineage = Lineage(version=1, config=digest(stage.name), model=MODELS.get(stage.name), inputs=digest(repr(story)))
+        lineage = Lineage(
+            version=1, config=digest(stage.name), model=MODELS.get(stage.name), inputs=digest(repr(story))
+        )
         result = Result(
             stage=stage.name,
             key=digest([stage.name, repr(story)]),
@@ -245,14 +252,15 @@ def _rows(story: Story, media: Media) -> tuple[dict[str, tuple[Record, ...]], di
             keyframe_num_bytes=len(image),
         )
         clips.append(clip)
-        shift = 0.25 if index % 2 == 0 else 0.5  # iou 0.6, allowed as such; iou 1/3, allowed by the start
+        # By turns iou 0.6, allowed as such, and iou 0.4, allowed by the start.
+        begin_s, end_s, iou = (0.25, 1.25, 0.6) if index % 2 == 0 else (0.5, 0.9, 0.4)
         text = story.first_text if index == 0 else f"Stir the pot {index} times"
         action = Action(
             narrative=name,
             action_index=index,
             text=text,
-            start_s=start_s + shift,
-            end_s=start_s + 1 + shift,
+            start_s=start_s + begin_s,
+            end_s=start_s + end_s,
             origin="manual" if story.manual else "asr",
             raw_text=text.lower(),
             word_first=None if story.manual else 2 * index,
@@ -265,28 +273,25 @@ def _rows(story: Story, media: Media) -> tuple[dict[str, tuple[Record, ...]], di
                     narrative=name,
                     word_id=2 * index + number,
                     text="stir",
-                    start_s=start_s + shift + number / 2,
-                    end_s=start_s + shift + number / 2 + 0.5,
+                    start_s=start_s + begin_s + number * (end_s - begin_s) / 2,
+                    end_s=start_s + begin_s + (number + 1) * (end_s - begin_s) / 2,
                     probability=0.9,
                 )
                 for number in range(2)
             ]
         if index in story.without_caption:
             refused.append(
-                Reject(
-                    narrative=name, path=story.path, clip_index=index, stage="captions", reason=Reason.EMPTY_CAPTION
-                )
+                Reject(narrative=name, path=story.path, clip_index=index, stage="captions", reason=Reason.EMPTY_CAPTION)
             )
         else:
             captions.append(Caption(narrative=name, clip_index=index, text="a pan, still", origin=story.captioner))
         is_pair = index not in story.lonely_clips | story.lonely_actions
-        iou = round((1 - shift) / (1 + shift), 6)
         matches.append(
             Match(
                 narrative=name,
                 clip_index=index,
                 action_index=index,
-                start_diff_s=shift,
+                start_diff_s=begin_s,
                 iou=iou,
                 allowed=True,
                 chosen=is_pair,

@@ -6,7 +6,7 @@ import json
 import math
 import re
 import tarfile
-from collections.abc import Iterator
+from collections.abc import Generator, Iterator, Mapping
 from dataclasses import dataclass, field
 from itertools import groupby
 from pathlib import Path
@@ -18,6 +18,7 @@ from cookgen.dataset.problem import Problem
 from cookgen.dataset.statistics import Statistics
 from cookgen.dataset.validate_media import Window, clip_findings, keyframe_findings
 from cookgen.files import canonical_json, digest
+from cookgen.matching import overlap, rule_of
 from cookgen.records import Narrative, Sample, SampleVideo
 
 SUFFIXES = ("json", "mp4", "jpg")
@@ -44,6 +45,14 @@ ACTION = "an action's start_s < end_s; manual ones have no word_ids, others [fir
 MATCH = "start_diff_s, iou and rule are those of the matching rule"
 
 
+@dataclass(frozen=True)
+class Rules:
+    """What a set's own configuration says of the format's numbers."""
+
+    min_steps: int = 2
+    thresholds: Mapping[str, float] = field(default_factory=dict)  # arguments of matching.rule_of
+
+
 @dataclass
 class Found:
     """What the shards hold, for comparison with manifest and tables. Small: digests, no text."""
@@ -52,6 +61,7 @@ class Found:
     videos: dict[str, SampleVideo] = field(default_factory=dict)
     # table -> {(narrative, digest of the values that sample and row share)}
     steps: dict[str, set[tuple[str, str]]] = field(default_factory=dict)
+    num_clips: int = 0  # with and without readable JSON
     statistics: Statistics = field(default_factory=Statistics)
 
     def add_step(self, sample: Sample) -> None:
@@ -103,14 +113,14 @@ class _BoundedReads:
         return self._stream.read(size)
 
 
-def shard_problems(path: Path, shard: str, split: str, min_steps: int, found: Found) -> Iterator[Problem]:
+def shard_problems(path: Path, shard: str, split: str, rules: Rules, found: Found) -> Iterator[Problem]:
     """What is wrong inside the tar file `path`, which the set calls `shard`; what it holds goes into `found`."""
     problems: list[Problem] = []  # of the tar layer, passed on as soon as the layer above has taken a member
     with path.open("rb") as stream:
         members = _members(path, shard, problems)
         for narrative, of_narrative in groupby(members, key=lambda member: member.narrative):
             keys = [list(of_key) for _, of_key in groupby(of_narrative, key=lambda member: member.key)]
-            yield from _narrative_problems(stream, shard, split, narrative, keys, min_steps, found)
+            yield from _narrative_problems(stream, shard, split, narrative, keys, rules, found)
             yield from problems
             problems.clear()
     yield from problems
@@ -172,7 +182,7 @@ def _narrative_problems(
     split: str,
     narrative: str,
     keys: list[list[_Member]],
-    min_steps: int,
+    rules: Rules,
     found: Found,
 ) -> Iterator[Problem]:
     if narrative in found.narratives:
@@ -186,11 +196,14 @@ def _narrative_problems(
         first_member_offset=keys[0][0].offset,
         num_bytes=keys[-1][-1].end - keys[0][0].offset,
     )
+    found.num_clips += len(keys)
     indices = [members[0].index for members in keys]
     if indices != [f"{number:03d}" for number in range(len(keys))]:
         yield Problem(f"{shard}: {narrative}", INDICES, f"{', '.join(indices[:20])}")
-    if len(keys) < min_steps:
-        yield Problem(f"{shard}: {narrative}", MIN_STEPS, f"{len(keys)} clips; the configuration asks for {min_steps}")
+    if len(keys) < rules.min_steps:
+        yield Problem(
+            f"{shard}: {narrative}", MIN_STEPS, f"{len(keys)} clips; the configuration asks for {rules.min_steps}"
+        )
     before: Sample | None = None
     for members in keys:
         where = f"{shard}: {members[0].key}"
@@ -206,7 +219,7 @@ def _narrative_problems(
         found.add_step(sample)
         yield from _agreement(f"{where}.json", sample, members[0], split, len(keys), before)
         before = sample
-        for rule, what in sample_findings(sample):
+        for rule, what in sample_findings(sample, rules):
             yield Problem(f"{where}.json", rule, what)
         if member := by_suffix.get("mp4"):
             window = Window(stream, member.start, member.size)
@@ -219,7 +232,7 @@ def _narrative_problems(
         found.videos[narrative] = before.video
 
 
-def _sample_problems(stream: IO[bytes], where: str, member: _Member) -> Iterator[Problem]:  # type: ignore[misc]
+def _sample_problems(stream: IO[bytes], where: str, member: _Member) -> Generator[Problem, None, Sample | None]:
     """A generator whose value is the Sample, or None where the JSON is none."""
     if member.size > MAX_JSON_BYTES:
         yield Problem(where, SCHEMA, f"{member.size} bytes; at most {MAX_JSON_BYTES} are read")
@@ -279,7 +292,7 @@ def _agreement(
         yield Problem(where, RISING, f"start_s {sample.clip.start_s} after {before.clip.start_s}")
 
 
-def sample_findings(sample: Sample) -> Iterator[tuple[str, str]]:
+def sample_findings(sample: Sample, rules: Rules) -> Iterator[tuple[str, str]]:
     """What is wrong between the numbers of one clip's JSON: (rule, found)."""
     clip, action, match, keyframe_s = sample.clip, sample.action, sample.match, sample.keyframe.pts_s
     times = [clip.start_s, clip.first_pts_s, keyframe_s, clip.last_pts_s]
@@ -295,23 +308,10 @@ def sample_findings(sample: Sample) -> Iterator[tuple[str, str]]:
         yield ACTION, f"start_s {action.start_s}, end_s {action.end_s}"
     if has_words == (action.origin == "manual") or (action.word_ids and action.word_ids[0] >= action.word_ids[1]):
         yield ACTION, f"origin {action.origin}, word_ids {action.word_ids}"
-    start_diff_s = abs(clip.start_s - action.start_s)
-    both = min(clip.end_s, action.end_s) - max(clip.start_s, action.start_s)
-    either = max(clip.end_s, action.end_s) - min(clip.start_s, action.start_s)
-    iou = both / either if both > 0 else 0.0
-    if abs(match.start_diff_s - start_diff_s) > _ROUNDING:
-        yield MATCH, f"start_diff_s {match.start_diff_s}, the spans say {start_diff_s:.6f}"
-    if abs(match.iou - iou) > _ROUNDING / max(either, _ROUNDING) + _ROUNDING:
-        yield MATCH, f"iou {match.iou}, the spans say {iou:.6f}"
-    elif match.rule not in _rules(match.start_diff_s, match.iou, clip.end_s > action.start_s):
-        yield MATCH, f"rule {match.rule} at start_diff_s {match.start_diff_s} and iou {match.iou}"
-
-
-def _rules(start_diff_s: float, iou: float, ends_after: bool) -> set[str]:
-    """The branches of the rule that may have allowed the pair: one, or two where rounding hides which."""
-    rules = set()
-    if iou > 0.5 - _ROUNDING:
-        rules.add("iou")
-    if iou < 0.5 + _ROUNDING and start_diff_s < 5 + _ROUNDING and ends_after and iou > 0.25 - _ROUNDING:
-        rules.add("start_diff")
-    return rules
+    spans = (clip.start_s, clip.end_s), (action.start_s, action.end_s)
+    start_diff_s, iou = overlap(*spans)
+    if abs(match.start_diff_s - start_diff_s) > _ROUNDING or abs(match.iou - iou) > _ROUNDING:
+        found = f"start_diff_s {match.start_diff_s} and iou {match.iou}"
+        yield MATCH, f"{found}, the spans say {start_diff_s:.6f} and {iou:.6f}"
+    if match.rule != (rule := rule_of(*spans, **rules.thresholds)):
+        yield MATCH, f"rule {match.rule}, the spans say {rule}"

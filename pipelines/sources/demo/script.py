@@ -227,8 +227,10 @@ _LEADS = ("Now", "Next,", "Then", "After that,", "And now", "Now you can")
 def compose(seed: int, index: int, *, min_steps: int, max_steps: int) -> Recipe:
     """The recipe of video `index`; the same for the same arguments, on every machine."""
     rng = Random(f"{seed}/{index}")
-    topic, dish = rng.choice(sorted(_DISHES.items()))
-    title, draft = dish(rng)
+    topics = sorted(_DISHES)
+    Random(str(seed)).shuffle(topics)
+    topic = topics[index % len(topics)]  # neighbours cook different dishes
+    title, draft = _DISHES[topic](rng)
     steps = _shortened(rng, draft, rng.randint(min_steps, max_steps))
     shots = [_chat(rng, "counter", _GREETINGS), *_spoken(rng, steps)]
     if len(steps) < max_steps:
