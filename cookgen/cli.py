@@ -19,7 +19,11 @@ from cookgen.dataset.validate import validate as validate_set
 from cookgen.errors import CookgenError
 
 
-def validate(out: tyro.conf.Positional[Path], *, as_json: Annotated[bool, tyro.conf.arg(name="json")] = False) -> int:
+def validate(
+    out: Annotated[Path, tyro.conf.Positional, tyro.conf.arg(metavar="OUT")],
+    *,
+    as_json: Annotated[bool, tyro.conf.FlagCreatePairsOff, tyro.conf.arg(name="json")] = False,
+) -> int:
     """Check a shard set against the format cookgen/1 and name what is wrong; exit status 1 if anything is.
 
     Args:

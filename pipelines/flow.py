@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections import Counter
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack
 from dataclasses import asdict, dataclass, replace
@@ -11,19 +12,20 @@ from typing import Any
 
 import cookgen
 from cookgen.config import apply_settings, config_digest
-from cookgen.errors import InputError, UnknownNameError, UsageError
+from cookgen.dataset.tables import read_table, table_path
+from cookgen.errors import InputError, OutputInUseError, UnknownNameError, UsageError
 from cookgen.files import canonical_json, digest, write_atomic
-from cookgen.records import TABLES, Manifest, Reject, SourceVideo
+from cookgen.records import TABLES, Manifest, Narrative, Reject, SourceVideo
 from cookgen.runlog import Progress, Tally
 from pipelines import inline
 from pipelines.profiles import PROFILES, Config
 from pipelines.progress import CountedStore
-from pipelines.report.page import write_report
+from pipelines.report.page import report_page
 from pipelines.serve import serve_llm
 from pipelines.sources import demo, folder, youcook2
 from pipelines.stage import Places, Stage, VideoState, pending, resume
 from pipelines.stages import actions, captions, checks, clips, matches, shards, speech, videos
-from pipelines.store import Store, claim, locked, require_space
+from pipelines.store import Store, claim, explained, locked, require_space
 
 STAGES: tuple[Stage, ...] = (
     videos.STAGE,
@@ -175,9 +177,9 @@ def plan(request: Request) -> Plan:
     """What `run` would do, computing nothing. For the demo, videos that are not yet rendered count as to do."""
     config = request.config()
     stages = stages_of(config)
-    if request.source == demo.NAME and not demo.is_made(request.videos_folder(), config.demo):
+    if request.source == demo.NAME and not (request.videos_folder() / demo.MANIFEST).is_file():
         count = min(config.demo.num_videos, request.limit or config.demo.num_videos)
-        return Plan(count, kept={s.name: 0 for s in stages}, to_do={s.name: count for s in stages})
+        return Plan(count, kept={stage.name: 0 for stage in stages}, to_do={stage.name: count for stage in stages})
     listing = list(list_source(request, config))
     store = Store(request.out)
     states = [resume(item, stages, results=store) for item in listing if isinstance(item, SourceVideo)]
@@ -306,3 +308,85 @@ def _complete_set(out: Path, stamp: str) -> Manifest | None:
         return manifest if is_whole and (out / "report.html").is_file() else None
     except (OSError, ValueError, KeyError, TypeError):
         return None
+
+
+def _write_set(
+    request: Request,
+    config: Config,
+    stages: tuple[Stage, ...],
+    states: Sequence[VideoState],
+    source_rejects: Sequence[Reject],
+    places: Places,
+) -> Manifest:
+    """The shards, tables, card, report and, last, the manifest."""
+
+    def page(path: Path) -> None:
+        path.write_text(_page(request.out, config, states, source_rejects, places), encoding="utf-8")
+
+    with explained(request.out):
+        return shards.write_shards(
+            states,
+            source_rejects,
+            config=config.shards,
+            run_config=config,
+            places=places,
+            out=request.out,
+            stages=stages,
+            report=page,
+        )
+
+
+def status(out: Path) -> dict[str, Any]:
+    """How far the last run on OUT is: `state` ("running", "complete" or "stopped") and a tally a stage."""
+    Request.load(out)
+    lines = (out / ".runs" / "progress.jsonl").read_text(encoding="utf-8").splitlines()
+    events = [json.loads(line) for line in lines if line.endswith("}")]  # the last line may be half written
+    newest: dict[str, Any] = next((e for e in reversed(events) if e["event"] == "progress"), {"stages": {}})
+    try:
+        with locked(out):
+            state = "complete" if (out / "dataset.json").is_file() else "stopped"
+    except OutputInUseError:
+        state = "running"
+    return {"state": state, "stages": newest["stages"]}
+
+
+def report(request: Request) -> dict[str, Any]:
+    """Writes OUT/report.html again from what is kept; returns how many videos passed each stage, and the reasons."""
+    config = request.config()
+    stages = stages_of(config)
+    listing = list(list_source(request, config))
+    store = Store(request.out)
+    states = [resume(item, stages, results=store) for item in listing if isinstance(item, SourceVideo)]
+    source_rejects = [item for item in listing if isinstance(item, Reject)]
+    places = Places(videos=request.videos_folder(), media=store.media, scratch=request.out / ".store" / "scratch")
+    page = _page(request.out, config, states, source_rejects, places)
+    with explained(request.out):
+        write_atomic(request.out / "report.html", page)
+    rejects = list(read_table(table_path(request.out, Reject), Reject))
+    return {
+        "videos": len(listing),
+        "passed": {
+            stage.name: sum(bool(state.results[stage.name].rows) for state in states if stage.name in state.results)
+            for stage in stages
+        },
+        "narratives": len(list(read_table(table_path(request.out, Narrative), Narrative))),
+        "rejected_videos": dict(Counter(reject.reason.value for reject in rejects if reject.is_video_level)),
+    }
+
+
+def _page(
+    out: Path, config: Config, states: Sequence[VideoState], source_rejects: Sequence[Reject], places: Places
+) -> str:
+    return report_page(
+        states,
+        source_rejects,
+        narratives=list(read_table(table_path(out, Narrative), Narrative)),
+        rejects=list(read_table(table_path(out, Reject), Reject)),
+        run={
+            "name": config.name,
+            "source": config.name,
+            "created_by": f"cookgen {cookgen.__version__}",
+            "config": config_digest(config),
+        },
+        media=lambda sha256: places.medium(sha256, ".jpg"),
+    )

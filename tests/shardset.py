@@ -77,13 +77,13 @@ def mp4(
     edit_list: bool = False,
     faststart: bool = True,
     num_frames: int = NUM_FRAMES,
-    first_pts: int = 0,
+    starts_at_0: bool = True,
     pix_fmt: str = "yuv420p",
     codec: str = "libx264",
     sample_rate: int = 48_000,
 ) -> bytes:
-    """A real clip of `num_frames` frames at FPS."""
-    flags = ("+faststart" if faststart else "") + ("" if edit_list else "+negative_cts_offsets")
+    """A real clip of `num_frames` frames at FPS; with B-frames, so that `starts_at_0` has to be asked for."""
+    flags = ("+faststart" if faststart else "") + ("" if edit_list or not starts_at_0 else "+negative_cts_offsets")
     options = {"use_editlist": str(int(edit_list))} | ({"movflags": flags} if flags else {})
     with (
         tempfile.NamedTemporaryFile(suffix=".mp4") as file,  # a path: faststart opens the file a second time
@@ -96,7 +96,7 @@ def mp4(
         images = frames(shade)
         for number in range(num_frames):
             frame = av.VideoFrame.from_ndarray(images[min(number, NUM_FRAMES - 1)], format="rgb24")
-            frame.pts = number + first_pts
+            frame.pts = number
             container.mux(video.encode(frame))
         container.mux(video.encode(None))
         if audio is not None:

@@ -100,9 +100,10 @@ def _authors(statistics: Statistics) -> str:
         lines.append("- Actions with origin `manual`: people, in the source's annotations.")
     if "asr" in statistics.action_origins:
         speech, actions = (sorted(statistics.models.get(stage, ())) for stage in ("speech", "actions"))
+        recogniser = f"the speech recogniser {_listed(speech)}, or from " if speech else ""
         lines.append(
-            f"- Actions with origin `asr`: a language model, {_listed(actions)}, from what is said; the words come from"
-            f" the speech recogniser {_listed(speech)}, or from the source's own captions where it has them."
+            f"- Actions with origin `asr`: a language model, {_listed(actions)}, from what is said. The words come from"
+            f" {recogniser}the source's own captions{' where it has them' if speech else ''}."
         )
     for stage in sorted(statistics.models.keys() - {"speech", "actions"}):
         lines.append(f"- Model of the stage `{stage}`: {_listed(sorted(statistics.models[stage]))}.")

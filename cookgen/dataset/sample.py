@@ -6,7 +6,7 @@ import hashlib
 import io
 import tarfile
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from typing import BinaryIO
 
@@ -46,7 +46,7 @@ class Member:
         return content
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, repr=False)
 class Step:
     """One step of a narrative: what is done, what is seen, and the clip that shows it.
 
@@ -56,8 +56,8 @@ class Step:
     """
 
     key: str  # "{narrative}-{index:03d}", the name of its members in the shard
-    sample: Sample = field(repr=False)
-    members: dict[str, Member] = field(repr=False)  # by suffix: json, mp4, jpg
+    sample: Sample
+    members: dict[str, Member]  # by suffix: json, mp4, jpg
 
     @property
     def index(self) -> int:
@@ -150,6 +150,9 @@ class Step:
             Image.DecompressionBombWarning,
         ) as error:
             raise FormatError(f"{self._name('jpg')}: not a readable JPEG ({error}). {_FETCH_AGAIN}") from error
+
+    def __repr__(self) -> str:
+        return f"Step({self.key!r}, {self.action!r})"
 
     def _read(self, suffix: str) -> bytes:
         return self.members[suffix].read()

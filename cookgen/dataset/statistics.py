@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections import Counter
 from dataclasses import dataclass, field
+from fractions import Fraction
 from typing import Any
 
 from cookgen.records import Sample
@@ -14,14 +15,14 @@ class _Count:
     num_videos: Counter[str] = field(default_factory=Counter)
     num_clips: int = 0
     num_frames: int = 0
-    clip_us: int = 0  # whole microseconds: their sum is the same in any order
+    clip_s: Fraction = Fraction(0)  # exact: the same in any order
     num_words: int = 0
 
     def add(self, sample: Sample) -> None:
         self.num_videos[sample.split] += sample.index == 0
         self.num_clips += 1
         self.num_frames += sample.clip.num_frames
-        self.clip_us += round((sample.clip.end_s - sample.clip.start_s) * 1e6)
+        self.clip_s += Fraction(round(sample.clip.end_s - sample.clip.start_s, 6))
         self.num_words += len(sample.action.text.split()) + len(sample.caption.text.split())
 
     def to_values(self, splits: list[str]) -> dict[str, Any]:
@@ -30,7 +31,7 @@ class _Count:
             "num_videos": {split: self.num_videos[split] for split in splits},
             "num_clips": self.num_clips,
             "num_frames": self.num_frames,
-            "mean_clip_s": round(self.clip_us / 1e6 / self.num_clips, 6) if self.num_clips else 0.0,
+            "mean_clip_s": round(float(self.clip_s / self.num_clips), 6) if self.num_clips else 0.0,
             "mean_clips_per_video": round(self.num_clips / videos, 6) if videos else 0.0,
             "mean_words_per_video": round(self.num_words / videos, 6) if videos else 0.0,
         }

@@ -89,7 +89,7 @@ def _problems(out: Path) -> Iterator[Problem]:
         for shard in split.shards:
             yield from _shard_file_problems(out, name, shard.path, shard.to_json(), rules, found)
     yield from _guarded(".", UNLISTED, _unlisted_problems(out, manifest))
-    yield from _statistics_problems(manifest, found)
+    yield from _guarded("dataset.json", STATISTICS, _statistics_problems(manifest, found))
     yield from _guarded("README.md", CARD, _card_problems(out, manifest.splits))
     yield from _table_problems(out, found)
 
@@ -127,17 +127,13 @@ def _manifest_problems(out: Path) -> Generator[Problem, None, Manifest | None]:
 def _rules(values: dict[str, Any]) -> Rules:
     """The numbers that the set's configuration gives; the format's own where it says nothing usable."""
 
-    def numbers(part: str, *names: str) -> dict[str, Any]:
+    names = {"shards": ("min_steps",), "matches": ("max_start_diff_s", "min_iou", "sure_iou")}
+    given: dict[str, float] = {}
+    for part in names:
         group = values.get(part)
-        group = group if isinstance(group, dict) else {}
-        return {
-            name: group[name]
-            for name in names
-            if isinstance(group.get(name), int | float) and not isinstance(group[name], bool)
-        }
-
-    thresholds = numbers("matches", "max_start_diff_s", "min_iou", "sure_iou")
-    return Rules(**numbers("shards", "min_steps"), thresholds=thresholds)
+        if isinstance(group, dict):
+            given |= {name: group[name] for name in names[part] if type(group.get(name)) in (int, float)}
+    return Rules(**given)
 
 
 def _split_problems(manifest: Manifest) -> Iterator[Problem]:

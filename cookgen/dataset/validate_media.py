@@ -1,7 +1,7 @@
 """Whether a clip's MP4 and JPEG are what its JSON says: decoded, in constant memory, whatever the bytes are.
 
-Every function yields (rule, found) for what is wrong and nothing for what is right; bytes that cannot be read at all are
-one finding more, never an exception.
+Every function yields (rule, found) for what is wrong and nothing for what is right; bytes that cannot be read at all
+are one finding more, never an exception.
 """
 
 from __future__ import annotations
@@ -60,7 +60,7 @@ class Window(io.RawIOBase):
 def clip_findings(window: Window, size: int, clip: SampleClip) -> Iterator[Finding]:
     """What is wrong with a clip's MP4 of `size` bytes."""
     window.seek(0)
-    sha256 = hashlib.file_digest(io.BufferedReader(window), "sha256").hexdigest()  # type: ignore[arg-type]
+    sha256 = hashlib.file_digest(io.BufferedReader(window), "sha256").hexdigest()
     if sha256 != clip.sha256:
         yield CLIP_SHA256, f"sha256 {sha256}, stated {clip.sha256}"
     try:
@@ -146,7 +146,7 @@ def keyframe_findings(window: Window, clip: SampleClip) -> Iterator[Finding]:
     """What is wrong with a clip's keyframe."""
     try:
         window.seek(0)
-        with Image.open(io.BufferedReader(window), formats=["JPEG"]) as image:  # type: ignore[arg-type]
+        with Image.open(io.BufferedReader(window), formats=["JPEG"]) as image:
             if image.size != (clip.width, clip.height):
                 yield KEYFRAME, f"{image.width}x{image.height}, the clip {clip.width}x{clip.height}"
                 return

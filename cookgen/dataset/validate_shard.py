@@ -3,12 +3,11 @@
 from __future__ import annotations
 
 import json
-import math
 import re
 import tarfile
-from collections.abc import Generator, Iterator, Mapping
+from collections.abc import Generator, Iterator
 from dataclasses import dataclass, field
-from itertools import groupby
+from itertools import groupby, pairwise
 from pathlib import Path
 from typing import IO, Any, NoReturn
 
@@ -18,7 +17,7 @@ from cookgen.dataset.problem import Problem
 from cookgen.dataset.statistics import Statistics
 from cookgen.dataset.validate_media import Window, clip_findings, keyframe_findings
 from cookgen.files import canonical_json, digest
-from cookgen.matching import overlap, rule_of
+from cookgen.matching import MAX_START_DIFF_S, MIN_IOU, SURE_IOU, overlap, rule_of
 from cookgen.records import Narrative, Sample, SampleVideo
 
 SUFFIXES = ("json", "mp4", "jpg")
@@ -49,8 +48,10 @@ MATCH = "start_diff_s, iou and rule are those of the matching rule"
 class Rules:
     """What a set's own configuration says of the format's numbers."""
 
-    min_steps: int = 2
-    thresholds: Mapping[str, float] = field(default_factory=dict)  # arguments of matching.rule_of
+    min_steps: float = 2
+    max_start_diff_s: float = MAX_START_DIFF_S
+    min_iou: float = MIN_IOU
+    sure_iou: float = SURE_IOU
 
 
 @dataclass
@@ -296,12 +297,12 @@ def sample_findings(sample: Sample, rules: Rules) -> Iterator[tuple[str, str]]:
     """What is wrong between the numbers of one clip's JSON: (rule, found)."""
     clip, action, match, keyframe_s = sample.clip, sample.action, sample.match, sample.keyframe.pts_s
     times = [clip.start_s, clip.first_pts_s, keyframe_s, clip.last_pts_s]
-    if any(late < early - _ROUNDING for early, late in zip(times, times[1:], strict=False)) or times[-1] >= clip.end_s:
+    if any(late < early - _ROUNDING for early, late in pairwise(times)) or times[-1] >= clip.end_s:
         yield CLIP, f"{', '.join(map(str, times))}, {clip.end_s}"
     else:
         num_frames = (clip.end_s - clip.first_pts_s) * clip.fps  # a whole number of frames ends just at end_s
         slack = 1e-3 + clip.fps * _ROUNDING
-        if not math.ceil(num_frames - slack) <= clip.num_frames <= math.ceil(num_frames + slack):
+        if not num_frames - slack <= clip.num_frames < num_frames + slack + 1:
             yield CLIP, f"{clip.num_frames} frames at {clip.fps}/s from {clip.first_pts_s} s to {clip.end_s} s"
     has_words = action.word_ids is not None
     if not action.start_s < action.end_s:
@@ -313,5 +314,6 @@ def sample_findings(sample: Sample, rules: Rules) -> Iterator[tuple[str, str]]:
     if abs(match.start_diff_s - start_diff_s) > _ROUNDING or abs(match.iou - iou) > _ROUNDING:
         found = f"start_diff_s {match.start_diff_s} and iou {match.iou}"
         yield MATCH, f"{found}, the spans say {start_diff_s:.6f} and {iou:.6f}"
-    if match.rule != (rule := rule_of(*spans, **rules.thresholds)):
+    rule = rule_of(*spans, max_start_diff_s=rules.max_start_diff_s, min_iou=rules.min_iou, sure_iou=rules.sure_iou)
+    if match.rule != rule:
         yield MATCH, f"rule {match.rule}, the spans say {rule}"

@@ -1,6 +1,6 @@
 """Speech: the sound of a video as samples on the container's clock, and the words in it (Whisper).
 
-    blocks = read_audio(path, stream=1, start_s=video.start_s, duration_s=video.duration_s)
+    blocks = read_audio(container, stream=1, start_s=video.start_s, duration_s=video.duration_s)
     for offset_s, audio in windows(blocks):
         words += whisper.transcribe(audio, offset_s=offset_s)
 
@@ -12,7 +12,6 @@ from __future__ import annotations
 import math
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -25,6 +24,10 @@ RATE_HZ = 16_000
 BLOCK = 10 * RATE_HZ  # the most samples that read_audio hands over at once
 MAX_DRIFT_S = 0.05  # timestamps further than this from the samples' own count are a gap or an overlap, not rounding
 MIN_WORD_S = 0.02  # Whisper's own time resolution
+# Pauses up to twice this long stay in what Whisper hears: on spoken recipes with pauses of 3 s it makes half the errors
+# that it makes when sentences are pushed together.
+HEARD_AROUND_VOICE_S = 2.0
+VOICE_TOLERANCE_S = 0.5  # how far from any voice a word may lie: Whisper's times are that imprecise
 
 Samples = NDArray[np.float32]
 
@@ -43,33 +46,32 @@ class AudioError(Exception):
     """No sample of the audio stream can be decoded."""
 
 
-def read_audio(path: Path, *, stream: int, start_s: float, duration_s: float) -> Iterator[Samples]:
+def read_audio(container: Any, *, stream: int, start_s: float, duration_s: float) -> Iterator[Samples]:
     """An audio stream as mono float32 blocks at 16 kHz; sample n is n/16000 s after the container's start.
 
-    stream: index in the container. start_s: the container's start in the file's own timestamps. Late starts and gaps
-    become silence, overlaps are cut, what lies past duration_s is dropped, packets that do not decode are skipped.
-    Raises AudioError if nothing decodes, OSError if the file cannot be opened at all.
+    container: an open PyAV container, read to its end. stream: index in it. start_s: the container's start in the
+    file's own timestamps. Late starts and gaps become silence, overlaps are cut, what lies past duration_s is dropped,
+    packets that do not decode are skipped.
+    Raises AudioError if nothing decodes.
     """
     import av
 
     position = 0  # samples handed over
     end = round(duration_s * RATE_HZ)
     try:
-        for onset_s, samples in _continuous_runs(path, stream):
+        for onset_s, samples in _continuous_runs(container, stream, start_s):
             onset = round((onset_s - start_s) * RATE_HZ)
+            if onset >= end:  # one wild timestamp must not hide the sound that follows
+                continue
             # Only the first block of a run can lie ahead of what was handed over, or behind it.
-            for silent in range(position, min(onset, end), BLOCK):
-                block = np.zeros(min(BLOCK, min(onset, end) - silent), np.float32)
+            for silent in range(position, onset, BLOCK):
+                block = np.zeros(min(BLOCK, onset - silent), np.float32)
                 position += len(block)
                 yield block
             kept = samples[max(0, position - onset) : max(0, end - onset)]
             for first in range(0, len(kept), BLOCK):
                 position += len(kept[first : first + BLOCK])
                 yield kept[first : first + BLOCK]
-            if position >= end:
-                return
-    except (FileNotFoundError, PermissionError):
-        raise
     except av.FFmpegError as error:
         if position == 0:
             raise AudioError(f"stream {stream}: {error.strerror}") from error
@@ -77,13 +79,13 @@ def read_audio(path: Path, *, stream: int, start_s: float, duration_s: float) ->
         raise AudioError(f"stream {stream}: no packet of it can be decoded")
 
 
-def _continuous_runs(path: Path, stream_index: int) -> Iterator[tuple[float, Samples]]:
+def _continuous_runs(container: Any, stream_index: int, start_s: float) -> Iterator[tuple[float, Samples]]:
     """(time of the first sample in the file's own timestamps, mono float32 samples at 16 kHz)."""
     import av
 
     resampler: Any = None
     made_for: tuple[Any, ...] = ()
-    origin_s = 0.0  # of the run, and what was read and made of it
+    origin_s = start_s  # of the run, and how many samples were read and made since
     num_read = num_made = 0
 
     def made(frames: Sequence[Any]) -> Iterator[tuple[float, Samples]]:
@@ -94,32 +96,30 @@ def _continuous_runs(path: Path, stream_index: int) -> Iterator[tuple[float, Sam
             num_made += len(samples)
             yield onset_s, samples.astype(np.float32)
 
-    # A container may name other files; only local ones are read.
-    with av.open(str(path), options={"protocol_whitelist": "file"}, metadata_errors="ignore") as container:
-        if stream_index >= len(container.streams) or container.streams[stream_index].type != "audio":
-            raise AudioError(f"stream {stream_index} is not audio; the file has changed since it was probed")
-        stream = container.streams[stream_index]
-        for packet in container.demux(stream):
-            try:
-                frames = packet.decode()
-            except av.FFmpegError:
-                continue  # the timestamps of what follows show the hole
-            for frame in frames:
-                if not frame.samples or not frame.sample_rate:
-                    continue
-                expected_s = origin_s + (num_read / made_for[-1] if made_for else 0.0)
-                onset_s = float(frame.pts * frame.time_base) if frame.pts is not None else expected_s
-                form = (frame.format.name, frame.layout.name, frame.sample_rate)
-                if form != made_for or abs(onset_s - expected_s) > MAX_DRIFT_S:
-                    if resampler is not None:
-                        yield from made(resampler.resample(None))
-                    resampler = av.AudioResampler(format="flt", layout="mono", rate=RATE_HZ)
-                    made_for, origin_s, num_read, num_made = form, onset_s, 0, 0
-                num_read += frame.samples
-                frame.pts = None  # the resampler would stretch the sound to follow jitter
-                yield from made(resampler.resample(frame))
-        if resampler is not None:
-            yield from made(resampler.resample(None))
+    if stream_index >= len(container.streams) or container.streams[stream_index].type != "audio":
+        raise AudioError(f"stream {stream_index} is not audio; the file has changed since it was probed")
+    stream = container.streams[stream_index]
+    for packet in container.demux(stream):
+        try:
+            frames = packet.decode()
+        except av.FFmpegError:
+            continue  # the timestamps of what follows show the hole
+        for frame in frames:
+            if not frame.samples or not frame.sample_rate:
+                continue
+            expected_s = origin_s + (num_read / made_for[-1] if made_for else 0.0)
+            onset_s = float(frame.pts * frame.time_base) if frame.pts is not None else expected_s
+            form = (frame.format.name, frame.layout.name, frame.sample_rate)
+            if form != made_for or abs(onset_s - expected_s) > MAX_DRIFT_S:
+                if resampler is not None:
+                    yield from made(resampler.resample(None))
+                resampler = av.AudioResampler(format="flt", layout="mono", rate=RATE_HZ)
+                made_for, origin_s, num_read, num_made = form, onset_s, 0, 0
+            num_read += frame.samples
+            frame.pts = None  # the resampler would stretch the sound to follow jitter
+            yield from made(resampler.resample(frame))
+    if resampler is not None:
+        yield from made(resampler.resample(None))
 
 
 def windows(
@@ -162,13 +162,15 @@ class Whisper:
     def transcribe(self, audio: Samples, *, offset_s: float = 0.0) -> list[TimedWord]:
         """The words spoken in mono float32 [N] at 16 kHz, in order, not overlapping; times count from -offset_s.
 
-        Parts without a voice (Silero VAD) are not listened to. Text that Whisper itself would call failed is dropped:
-        improbable, or so repetitive that it compresses too well (loops). Source: Radford et al. 2022, section 4.5.
+        Parts without a voice (Silero VAD) are not listened to; words put there are dropped, and words that reach into
+        them are cut. Text that Whisper itself would call failed is dropped: improbable, or so repetitive that it
+        compresses too well (loops). Source: Radford et al. 2022, section 4.5.
         Raises ShapeError unless audio is one-dimensional.
         """
         if audio.ndim != 1:
             raise ShapeError(f"audio has the shape {audio.shape}; mono samples [N] at 16 kHz are needed")
-        if not len(audio):
+        voiced = _voiced_spans(audio)
+        if not voiced:
             return []
         segments, _ = self.model.transcribe(
             audio,
@@ -181,18 +183,55 @@ class Whisper:
             compression_ratio_threshold=self.compression_ratio_threshold,
             word_timestamps=True,
             vad_filter=True,
+            vad_parameters={"speech_pad_ms": round(HEARD_AROUND_VOICE_S * 1000)},
         )
-        words = [
-            TimedWord(word.word.strip(), word.start, word.end, word.probability)
-            for segment in segments
-            if segment.avg_logprob >= self.log_prob_threshold
-            and segment.compression_ratio <= self.compression_ratio_threshold
-            for word in segment.words or ()
-        ]
+        words: list[TimedWord] = []
+        for segment in segments:
+            if segment.avg_logprob < self.log_prob_threshold:
+                continue
+            if segment.compression_ratio > self.compression_ratio_threshold:
+                continue
+            words += _within(voiced, _whole_words(segment.words or ()))
         return [
             replace(word, start_s=word.start_s + offset_s, end_s=word.end_s + offset_s)
             for word in in_order(words, duration_s=len(audio) / RATE_HZ)
         ]
+
+
+def _whole_words(parts: Iterable[Any]) -> Iterator[TimedWord]:
+    """Whisper's words; a part without a blank before it ("-term" after "long") belongs to the word before."""
+    whole: TimedWord | None = None
+    for part in parts:
+        text, probability = part.word.strip(), float(part.probability)
+        if whole is not None and text and not part.word[0].isspace():
+            probability = min(whole.probability, probability)
+            whole = TimedWord(whole.text + text, whole.start_s, float(part.end), probability)
+            continue
+        if whole is not None:
+            yield whole
+        whole = TimedWord(text, float(part.start), float(part.end), probability)
+    if whole is not None:
+        yield whole
+
+
+def _within(spans: Sequence[tuple[float, float]], words: Iterable[TimedWord]) -> Iterator[TimedWord]:
+    """The words that overlap a span, cut to the first such span."""
+    for word in words:
+        for start, end in spans:
+            if word.start_s < end and start < word.end_s:
+                yield replace(word, start_s=max(word.start_s, start), end_s=min(word.end_s, end))
+                break
+
+
+def _voiced_spans(audio: Samples) -> list[tuple[float, float]]:
+    """Where somebody speaks or sings, in seconds, VOICE_TOLERANCE_S added on both sides."""
+    from faster_whisper.vad import VadOptions, get_speech_timestamps
+
+    if not len(audio):
+        return []
+    options = VadOptions(min_silence_duration_ms=500, speech_pad_ms=round(VOICE_TOLERANCE_S * 1000))
+    spans = get_speech_timestamps(audio, options)
+    return [(span["start"] / RATE_HZ, span["end"] / RATE_HZ) for span in spans]
 
 
 def load_whisper(

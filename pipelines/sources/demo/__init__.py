@@ -14,7 +14,8 @@ import os
 import re
 import threading
 from collections.abc import Iterator
-from concurrent.futures import ProcessPoolExecutor
+from concurrent.futures import ProcessPoolExecutor, ThreadPoolExecutor
+from concurrent.futures.process import BrokenProcessPool
 from dataclasses import dataclass
 from multiprocessing.connection import wait
 from pathlib import Path
@@ -41,8 +42,8 @@ class DemoConfig:
 
     num_videos: int = 6
     seed: int = 0
-    min_steps: int = 7
-    max_steps: int = 9
+    min_steps: int = 6
+    max_steps: int = 8
     workers: int = machinery(2)
 
     def __post_init__(self) -> None:
@@ -66,7 +67,9 @@ def make_videos(folder: Path, config: DemoConfig) -> None:
     try:
         folder.mkdir(parents=True, exist_ok=True)
     except OSError as error:
-        raise OutputError(f"{folder}: no folder for the demo's videos ({error.strerror}); choose another one") from error
+        raise OutputError(
+            f"{folder}: no folder for the demo's videos ({error.strerror}); choose another one"
+        ) from error
     manifest = _read_json(folder / MANIFEST)
     wanted = {name for index in range(config.num_videos) for name in _names(index)}
     for path in sorted(folder.iterdir()):
@@ -78,16 +81,13 @@ def make_videos(folder: Path, config: DemoConfig) -> None:
         for index in range(config.num_videos)
         if not _is_whole(folder, config, index, digests if isinstance(digests, dict) else {})
     ]
-    if missing:
-        context = multiprocessing.get_context("spawn")  # eSpeak's globals, and no fork of a threaded parent
-        workers = min(config.workers, len(missing))
-        with ProcessPoolExecutor(workers, mp_context=context, initializer=_end_with_parent) as pool:
-            for done in [pool.submit(_make_video, folder, config, index) for index in missing]:
-                try:
-                    done.result()
-                except BaseException:
-                    pool.shutdown(wait=False, cancel_futures=True)
-                    raise
+    with ThreadPoolExecutor(config.workers) as threads:
+        try:
+            for done in [threads.submit(_in_own_process, folder, config, index) for index in missing]:
+                done.result()
+        except BaseException:
+            threads.shutdown(wait=False, cancel_futures=True)
+            raise
     content = {
         "videos": [_key(config, index) for index in range(config.num_videos)],
         "files": {name: file_sha256(folder / name) for name in sorted(wanted)},
@@ -104,7 +104,9 @@ def list_videos(folder: Path, config: DemoConfig) -> Iterator[SourceVideo]:
         try:
             stat = path.stat()
         except OSError as error:
-            raise InputError(f"{path}: the demo's video is missing ({error.strerror}); run again to render it") from error
+            raise InputError(
+                f"{path}: the demo's video is missing ({error.strerror}); run again to render it"
+            ) from error
         recipe = _recipe(config, index)
         yield SourceVideo(
             narrative=narrative_name(NAME, video_id),
@@ -155,6 +157,18 @@ def _read_json(path: Path) -> dict[str, Any]:
     return value if isinstance(value, dict) else {}
 
 
+def _in_own_process(folder: Path, config: DemoConfig, index: int) -> None:
+    """A fresh process a video: eSpeak's globals change with every word, and would be heard in the next video."""
+    context = multiprocessing.get_context("spawn")
+    with ProcessPoolExecutor(1, mp_context=context, initializer=_end_with_parent) as pool:
+        try:
+            pool.submit(_make_video, folder, config, index).result()
+        except BrokenProcessPool as error:
+            raise OutputError(
+                f"{folder / _names(index)[0]}: the process that rendered it was killed, perhaps for memory; run again"
+            ) from error
+
+
 def _make_video(folder: Path, config: DemoConfig, index: int) -> None:
     """In a worker process: the video, then its truth."""
     video, truth = (folder / name for name in _names(index))
@@ -173,7 +187,7 @@ def _make_video(folder: Path, config: DemoConfig, index: int) -> None:
 
 
 def _end_with_parent() -> None:
-    """Ends this worker when its parent is gone, also where that was killed; its ffmpeg then sees the end of its input."""
+    """Ends this worker when its parent is gone, even killed; its ffmpeg then sees the end of its input."""
     parent = multiprocessing.parent_process()
     assert parent is not None
 

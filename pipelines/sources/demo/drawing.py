@@ -8,7 +8,8 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Sequence
-from typing import Any, TypeAlias
+from functools import cache
+from typing import Any, TypeAlias, cast
 
 import numpy as np
 from numpy.typing import NDArray
@@ -45,7 +46,8 @@ def darker(color: RGB, share: float = 0.35) -> RGB:
 def noise(rng: np.random.Generator, width: int, height: int, columns: int, rows: int) -> Floats:
     """Smooth noise in about [0, 1], [height, width], with so many cells across and down."""
     cells = Image.fromarray(rng.random((rows, columns), dtype=np.float32))
-    return np.asarray(cells.resize((width, height), Image.Resampling.BICUBIC))
+    smooth: Floats = np.asarray(cells.resize((width, height), Image.Resampling.BICUBIC))
+    return smooth
 
 
 def _wood(rng: np.random.Generator, width: int, height: int) -> Floats:
@@ -54,20 +56,24 @@ def _wood(rng: np.random.Generator, width: int, height: int) -> Floats:
     plank = height // 4
     row = np.arange(height)[:, None] // plank
     tone = rng.random(8)[row] * 0.16
-    seam = np.where(np.arange(height)[:, None] % plank < 3, 0.62, 1.0)
+    seam: Floats = np.where(np.arange(height)[:, None] % plank < 3, 0.62, 1.0)
     return (0.74 + 0.25 * grain + 0.10 * rings + tone) * seam
 
 
 def _marble(rng: np.random.Generator, width: int, height: int) -> Floats:
     y, x = np.mgrid[0:height, 0:width] / height
-    warp = noise(rng, width, height, 6, 4) + 0.4 * noise(rng, width, height, 16, 10) + 0.1 * noise(rng, width, height, 60, 40)
-    veins = np.minimum(1.0, 5 * np.abs(np.sin(3 * x + 5 * y + 4 * warp)))
-    depth = 0.22 * np.clip(noise(rng, width, height, 8, 6), 0, 1)
+    warp = (
+        noise(rng, width, height, 6, 4)
+        + 0.4 * noise(rng, width, height, 16, 10)
+        + 0.1 * noise(rng, width, height, 60, 40)
+    )
+    veins: Floats = np.minimum(1.0, 5 * np.abs(np.sin(3 * x + 5 * y + 4 * warp)))
+    depth: Floats = 0.22 * np.clip(noise(rng, width, height, 8, 6), 0, 1)
     return 1 - depth * (1 - veins) - 0.10 * noise(rng, width, height, 7, 5)
 
 
 def _stone(rng: np.random.Generator, width: int, height: int) -> Floats:
-    fine = np.asarray(Image.fromarray(rng.random((height, width), dtype=np.float32)).resize((width, height)))
+    fine = rng.random((height, width))
     return 0.80 + 0.22 * noise(rng, width, height, 24, 14) + 0.20 * (fine - 0.5) * (fine > 0.5)
 
 
@@ -76,7 +82,8 @@ def _cloth(rng: np.random.Generator, width: int, height: int) -> Floats:
     checks = (x // 34 % 2).astype(float) + (y // 34 % 2)
     weave = 0.03 * ((x + y) % 3)
     folds = 0.14 * noise(rng, width, height, 5, 3)
-    return 0.78 + 0.22 * checks + weave + folds
+    level: Floats = 0.78 + 0.22 * checks + weave + folds
+    return level
 
 
 def _plaster(rng: np.random.Generator, width: int, height: int) -> Floats:
@@ -119,15 +126,20 @@ PATTERNS: dict[str, Callable[[np.random.Generator, int, int], Floats]] = {
 def surface(backdrop: Backdrop, rng: np.random.Generator, size: tuple[int, int] = CANVAS) -> Image.Image:
     """The backdrop's pattern in its colour, evenly lit."""
     level = PATTERNS[backdrop.pattern](rng, *size)
-    return _picture(level[..., None] * np.array(backdrop.color, dtype=float))
+    return _picture(level.astype(np.float32)[..., None] * np.array(backdrop.color, dtype=np.float32))
 
 
 def lit(picture: Image.Image, strength: float = 0.38) -> Image.Image:
     """The picture with a pool of light at the upper left and darker corners."""
-    width, height = picture.size
+    return _picture(np.asarray(picture, dtype=np.float32) * _light(*picture.size, strength))
+
+
+@cache
+def _light(width: int, height: int, strength: float) -> Floats:
     y, x = np.mgrid[0:height, 0:width]
     far = np.hypot((x / width - 0.40) * 1.15, y / height - 0.38)
-    return _picture(np.asarray(picture, dtype=np.float32) * (1.10 - strength * far**1.5 * 1.6)[..., None])
+    light: Floats = (1.10 - strength * far**1.5 * 1.6)[..., None].astype(np.float32)
+    return light
 
 
 def _picture(values_HWC: Floats) -> Image.Image:
@@ -159,8 +171,10 @@ class Sprite:
             self._turned[key] = image, shadow_of(image, self._shadow, self._blur) if self._shadow else None
         return self._turned[key]
 
-    def draw(self, frame: Image.Image, x: float, y: float, *, angle: float = 0, scale: float = 1, lift: float = 8) -> None:
-        """Centred at (x, y) of the canvas, turned counter-clockwise by `angle` degrees, `lift` pixels above its shadow."""
+    def draw(
+        self, frame: Image.Image, x: float, y: float, *, angle: float = 0, scale: float = 1, lift: float = 8
+    ) -> None:
+        """Centred at (x, y), turned counter-clockwise by `angle` degrees, `lift` pixels above its shadow."""
         image, shadow = self._at(angle, scale)
         if shadow is not None:
             place(frame, shadow, x + lift * 0.8, y + lift)
@@ -182,15 +196,21 @@ def shadow_of(image: Image.Image, opacity: float, blur: int) -> Image.Image:
     return black
 
 
+def _curve(at: Floats, points: Sequence[Point]) -> Floats:
+    """The broken line through `points` (rising x)."""
+    values: Floats = np.interp(at, [x for x, _ in points], [y for _, y in points])
+    return values
+
+
 def turned(width: int, height: int, color: RGB, profile: Sequence[Point], *, gloss: float = 0.3) -> Image.Image:
     """A round thing seen from above: heights by radius, both 0 to 1, turned about the centre."""
     y, x = np.mgrid[0:height, 0:width]
     x, y = (x - width / 2 + 0.5) / (width / 2), (y - height / 2 + 0.5) / (height / 2)
     radius = np.hypot(x, y)
     fine = np.linspace(0, 1.02, 400)
-    curve = np.interp(fine, *zip(*profile, strict=True))
+    curve = _curve(fine, profile)
     curve = np.convolve(np.pad(curve, 6, mode="edge"), np.ones(13) / 13, mode="valid")
-    slope = np.interp(radius, fine, np.gradient(curve, fine))
+    slope: Floats = np.interp(radius, fine, np.gradient(curve, fine))
     safe = np.maximum(radius, 1e-6)
     alpha = np.clip((1 - radius) * min(width, height) / 2, 0, 1)
     return _shaded(color, -slope * x / safe, -slope * y / safe, alpha, gloss)
@@ -207,10 +227,12 @@ def ball(width: int, height: int, color: RGB, gloss: float = 0.5) -> Image.Image
     return turned(width, height, color, DOME, gloss=gloss)
 
 
-def embossed(mask: Image.Image, color: RGB, *, round_px: int = 8, gloss: float = 0.15, grain: Floats | None = None) -> Image.Image:
+def embossed(
+    mask: Image.Image, color: RGB, *, round_px: int = 8, gloss: float = 0.15, grain: Floats | None = None
+) -> Image.Image:
     """A flat thing with soft edges in the shape of an "L" mask; `grain` multiplies the colour."""
     height = np.asarray(mask.filter(ImageFilter.GaussianBlur(round_px)), dtype=np.float32) / 255 * round_px * 1.6
-    down, across = np.gradient(height)
+    down, across = cast("tuple[Floats, Floats]", np.gradient(height))
     alpha = np.asarray(mask, dtype=np.float32) / 255
     return _shaded(color, -across, -down, alpha, gloss, grain)
 
@@ -218,7 +240,7 @@ def embossed(mask: Image.Image, color: RGB, *, round_px: int = 8, gloss: float =
 def vessel(width: int, height: int, color: RGB, outline: Sequence[Point], *, gloss: float = 0.6) -> Image.Image:
     """A turned thing seen from the side: half-widths (0 to 1) by height from the top (0 to 1)."""
     y, x = np.mgrid[0:height, 0:width]
-    half = np.interp((y + 0.5) / height, *zip(*outline, strict=True)) * width / 2
+    half = _curve((y + 0.5) / height, outline) * width / 2
     off = (x - width / 2 + 0.5) / np.maximum(half, 1)
     nx = np.clip(off, -1, 1)
     front = np.sqrt(np.maximum(0.0, 1 - nx**2)) + 0.25
@@ -256,9 +278,7 @@ def polygon(width: int, height: int, points: Sequence[Point], color: RGB, **shad
 def slab(width: int, height: int, radius: int, color: RGB, **shading: Any) -> Image.Image:
     """An embossed rectangle with round corners."""
     box = (2, 2, width - 2, height - 2)
-    mask = mask_of(
-        width, height, lambda d, s: d.rounded_rectangle([v * s for v in box], radius * s, fill=255)
-    )
+    mask = mask_of(width, height, lambda d, s: d.rounded_rectangle([v * s for v in box], radius * s, fill=255))
     return embossed(mask, color, **shading)
 
 
@@ -266,9 +286,8 @@ def combined(size: tuple[int, int], parts: Sequence[tuple[Image.Image, float, fl
     """One picture with transparency of several, each by the centre at which it lies."""
     whole = Image.new("RGBA", size)
     for image, x, y in parts:
-        layer = Image.new("RGBA", size)
-        layer.paste(image, (round(x - image.width / 2), round(y - image.height / 2)))
-        whole.alpha_composite(layer)
+        left, top = round(x - image.width / 2), round(y - image.height / 2)
+        whole.alpha_composite(image, (max(0, left), max(0, top)), (max(0, -left), max(0, -top)))
     return whole
 
 

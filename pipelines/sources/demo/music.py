@@ -41,7 +41,11 @@ def _note(midi: int, length_s: float, rate_hz: int, *, brightness: float) -> Flo
     frequency = 440 * 2 ** ((midi - 69) / 12)
     note = np.zeros_like(time)
     for harmonic in range(1, 6):
-        note += brightness ** (harmonic - 1) * np.sin(2 * np.pi * harmonic * frequency * time) * np.exp(-time * 2.5 * harmonic)
+        note += (
+            brightness ** (harmonic - 1)
+            * np.sin(2 * np.pi * harmonic * frequency * time)
+            * np.exp(-time * 2.5 * harmonic)
+        )
     return note * np.minimum(1, time / 0.006) * np.minimum(1, (length_s - time) / 0.05)
 
 

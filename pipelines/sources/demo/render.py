@@ -48,7 +48,9 @@ class Take:
     speech_s: float
 
 
-def render_video(path: Path, recipe: Recipe, *, seed: tuple[int, int], sound: Sound, fps: int, dissolve: bool) -> dict[str, Any]:
+def render_video(
+    path: Path, recipe: Recipe, *, seed: tuple[int, int], sound: Sound, fps: int, dissolve: bool
+) -> dict[str, Any]:
     """Writes the video to `path` (MP4: H.264 of 640 x 360, AAC) and returns its ground truth in seconds.
 
     `seed` and the other arguments fix every byte with one ffmpeg build. The truth: `shots` [start, end], `words` and
@@ -71,9 +73,9 @@ def _takes(recipe: Recipe, rng: Random, sound: Sound, fps: int) -> Iterator[Take
     voice = Voice(pitch=rng.randint(38, 50), rate=rng.randint(128, 136))
     start = 0
     for shot in recipe.shots:
-        lead, tail = rng.uniform(0.35, 0.55), rng.uniform(0.6, 1.1)
+        lead, tail = rng.uniform(0.35, 0.55), rng.uniform(0.5, 0.95)
         speech = speak(shot.sentence, voice) if sound == "narration" else None
-        seconds = max(MIN_SHOT_S, lead + speech.duration_s + tail) if speech else rng.uniform(4.2, 6.0)
+        seconds = max(MIN_SHOT_S, lead + speech.duration_s + tail) if speech else rng.uniform(4.3, 5.3)
         end = start + round(seconds * fps)
         yield Take(shot, start, end, speech, start / fps + lead)
         start = end

@@ -44,9 +44,7 @@ def cook_of(rng: Rng) -> Cook:
         Backdrop("marble", "marble", (222, 220, 214)),
         Backdrop("granite", "stone", (96, 98, 104)),
     ]
-    skin, sleeve, counter = (
-        group[int(rng.integers(len(group)))] for group in (skins, sleeves, counters)
-    )
+    skin, sleeve, counter = (group[int(rng.integers(len(group)))] for group in (skins, sleeves, counters))
     assert isinstance(counter, Backdrop) and not isinstance(skin, Backdrop) and not isinstance(sleeve, Backdrop)
     return Cook(skin, sleeve, counter)
 
@@ -60,7 +58,9 @@ def from_above(shot: Shot, rng: Rng) -> Image.Image:
     if rng.random() < 0.6:
         color = COLORS[sorted(COLORS)[int(rng.integers(len(COLORS)))]]
         towel = d.slab(240, 420, 14, color, grain=0.9 + 0.2 * d.noise(rng, 240, 420, 24, 3))
-        d.Sprite(towel).draw(ground, rng.choice([20, 1300]), rng.integers(120, 620), angle=float(rng.integers(-20, 20)))
+        d.Sprite(towel).draw(
+            ground, float(rng.choice([20, 1300])), float(rng.integers(120, 620)), angle=float(rng.integers(-20, 20))
+        )
     return d.lit(ground)
 
 
@@ -140,13 +140,12 @@ def _reach(frame: Image.Image, tool: d.Sprite, x: float, y: float, *, angle: flo
 
 
 def _leaf(color: RGB, size: int = 56) -> Image.Image:
-    points = [
-        (size * (0.5 + 0.30 * math.sin(math.pi * k / 12) * (1 if k <= 12 else 1)), size * (0.04 + 0.92 * k / 12))
-        for k in range(13)
-    ]
+    points = [(size * (0.5 + 0.30 * math.sin(math.pi * k / 12)), size * (0.04 + 0.92 * k / 12)) for k in range(13)]
     points += [(size - x, y) for x, y in reversed(points)]
     leaf = d.polygon(size, size, points, color, round_px=4)
-    ImageDraw.Draw(leaf).line((size / 2, size * 0.08, size / 2, size * 0.95), fill=(*d.lighter(color, 0.3), 255), width=2)
+    ImageDraw.Draw(leaf).line(
+        (size / 2, size * 0.08, size / 2, size * 0.95), fill=(*d.lighter(color, 0.3), 255), width=2
+    )
     return leaf
 
 
@@ -161,12 +160,14 @@ def _piece(food: Food, size: int, rng: Rng) -> d.Sprite:
     elif food.shape == "strand":
         bend, width = float(rng.uniform(0.3, 0.9)), max(4, size // 7)
         mask = d.mask_of(
-            size, size, lambda m, s: m.arc((4 * s, 4 * s, size * s * 1.6, size * s * bend * 1.6), 90, 320, 255, round(width * s))
+            size,
+            size,
+            lambda m, s: m.arc((4 * s, 4 * s, size * s * 1.6, size * s * bend * 1.6), 90, 320, 255, round(width * s)),
         )
         image = d.embossed(mask, flesh, round_px=4)
     elif food.shape == "grain":
-        grain = max(9, size // 4)
-        spots = [(float(rng.uniform(0.2, 0.8)) * size, float(rng.uniform(0.2, 0.8)) * size) for _ in range(10)]
+        grain = max(9, size // 5)
+        spots = [(float(rng.uniform(0.2, 0.8)) * size, float(rng.uniform(0.2, 0.8)) * size) for _ in range(18)]
         image = d.combined((size, size), [(d.ball(grain, grain - 2, food.skin, 0.2), x, y) for x, y in spots])
     elif food.shape == "yolk":
         image = d.ball(size, int(size * 0.9), food.flesh, 0.6)
@@ -186,7 +187,9 @@ def _flat(food: Food, rng: Rng, width: int, height: int) -> Image.Image:
     parts.append((inner, width / 2, height / 2))
     for _ in range(22):
         radius, angle = 0.36 * math.sqrt(float(rng.random())), float(rng.uniform(0, 2 * math.pi))
-        spot = d.turned(max(8, width // 11), max(6, height // 11), d.mix(food.flesh, food.skin, float(rng.random())), d.COIN)
+        spot = d.turned(
+            max(8, width // 11), max(6, height // 11), d.mix(food.flesh, food.skin, float(rng.random())), d.COIN
+        )
         parts.append((spot, width * (0.5 + radius * math.cos(angle)), height * (0.5 + radius * math.sin(angle))))
     return d.combined((width, height), parts)
 
@@ -203,7 +206,9 @@ def _whole(food: Food, rng: Rng) -> Image.Image:
         parts = [(d.ball(196, 190, food.skin), 104, 116), (d.ball(188, 184, food.skin), 300, 120)]
         parts += [(d.ball(22, 22, d.darker(food.skin, 0.4), 0.1), x, 110) for x in (100, 296)]
     elif food.shape == "block":
-        parts = [(d.slab(390, 170, 18, food.skin, round_px=14, grain=0.92 + 0.16 * d.noise(rng, 390, 170, 30, 8)), 205, 115)]
+        parts = [
+            (d.slab(390, 170, 18, food.skin, round_px=14, grain=0.92 + 0.16 * d.noise(rng, 390, 170, 30, 8)), 205, 115)
+        ]
     else:
         for _ in range(46):
             leaf = _leaf(d.mix(food.skin, food.flesh, float(rng.random())), 84)
@@ -227,7 +232,8 @@ class _Steam:
         self._phases = self.rng.random(self.count)
         self._places = self.rng.uniform(-1, 1, self.count)
         self._puffs = [
-            d.puff(60 + 14 * k, (250, 250, 250), self.opacity * math.sin(math.pi * (k + 1) / 13) ** 0.8) for k in range(12)
+            d.puff(60 + 14 * k, (250, 250, 250), self.opacity * math.sin(math.pi * (k + 1) / 13) ** 0.8)
+            for k in range(12)
         ]
 
     def draw(self, frame: Image.Image, seconds: float) -> None:
@@ -243,7 +249,11 @@ def _opening(color: RGB, width: int, height: int, level: float, liquid: RGB) -> 
     pen = ImageDraw.Draw(image)
     pen.ellipse((0, 0, width - 1, height - 1), fill=(*d.lighter(color, 0.3), 255))
     rim = 9
-    hole = d.mask_of(width, height, lambda m, s: m.ellipse((rim * s, rim * 0.7 * s, (width - rim) * s, (height - rim * 0.7) * s), fill=255))
+    hole = d.mask_of(
+        width,
+        height,
+        lambda m, s: m.ellipse((rim * s, rim * 0.7 * s, (width - rim) * s, (height - rim * 0.7) * s), fill=255),
+    )
     inside = Image.new("RGBA", (width, height), (*d.darker(color, 0.5), 255))
     shrink = (1 - level) * 0.16 * width
     drop = (1 - level) * 0.5 * height
@@ -251,7 +261,10 @@ def _opening(color: RGB, width: int, height: int, level: float, liquid: RGB) -> 
     box = (rim + shrink, rim * 0.7 + drop, width - rim - shrink, height - rim * 0.7 + drop * 0.7)
     spot.ellipse(box, fill=(*d.darker(liquid, 0.12), 255))
     spot.ellipse((box[0] + 8, box[1] + 6, box[2] - 8, box[3]), fill=(*liquid, 255))
-    spot.ellipse((box[0] + width * 0.10, box[1] + 9, box[0] + width * 0.42, box[1] + height * 0.32), fill=(*d.lighter(liquid, 0.25), 255))
+    spot.ellipse(
+        (box[0] + width * 0.10, box[1] + 9, box[0] + width * 0.42, box[1] + height * 0.32),
+        fill=(*d.lighter(liquid, 0.25), 255),
+    )
     image.alpha_composite(d.within(inside, hole))
     return image
 
@@ -286,7 +299,9 @@ def _stand(ground: Image.Image, kind: str, color: RGB, x: float = CX, foot: floa
     body = d.vessel(width, height, color, outline)
     if kind == "pot":
         for side in (-1, 1):
-            d.Sprite(d.slab(70, 34, 14, d.darker(color, 0.3))).draw(ground, x + side * (width / 2 + 22), foot - height + 60)
+            d.Sprite(d.slab(70, 34, 14, d.darker(color, 0.3))).draw(
+                ground, x + side * (width / 2 + 22), foot - height + 60
+            )
     if kind == "pan":
         d.Sprite(d.slab(330, 36, 16, (60, 52, 48))).draw(ground, x + width / 2 + 130, foot - height + 30, angle=6)
     d.place(ground, body, x, foot - height / 2)
@@ -326,7 +341,11 @@ def _chop(ground: Image.Image, shot: Shot, cook: Cook, rng: Rng) -> Animate:
         edge = right - (right - left - 70) * progress
         width = max(8, round(edge - left))
         crop = whole.crop((0, 0, width, whole.height))
-        frame.paste(shadow.crop((0, 0, width + 18, shadow.height)), (left - 10, CY - 150), shadow.crop((0, 0, width + 18, shadow.height)))
+        frame.paste(
+            shadow.crop((0, 0, width + 18, shadow.height)),
+            (left - 10, CY - 150),
+            shadow.crop((0, 0, width + 18, shadow.height)),
+        )
         frame.paste(crop, (left, CY - 140), crop)
         cut = int(progress * len(pieces))
         for k in range(cut):
@@ -363,7 +382,13 @@ def _whisk(ground: Image.Image, shot: Shot, cook: Cook, rng: Rng) -> Animate:
             streak = d.mix(one if k % 2 else other, blend, 0.75 * progress)
             start = offset + turn * (1.1 - 0.12 * k)
             for part in (0, 180):
-                pen.arc((CX - radius, CY - radius, CX + radius, CY + radius), start + part, start + part + 110, fill=streak, width=12)
+                pen.arc(
+                    (CX - radius, CY - radius, CX + radius, CY + radius),
+                    start + part,
+                    start + part + 110,
+                    fill=streak,
+                    width=12,
+                )
         angle = math.radians(turn)
         x, y = CX + 92 * math.cos(angle), CY + 92 * math.sin(angle)
         _reach(frame, tool, x, y - 120, angle=7 - 6 * math.cos(angle), lift=16)
@@ -396,7 +421,9 @@ def _fry(ground: Image.Image, shot: Shot, cook: Cook, rng: Rng) -> Animate:
         for k, (x, y) in enumerate(bubbles):
             size = 5 + 5 * math.sin(9 * seconds + k * 1.7)
             if size > 3 and x * x + y * y < 200**2:
-                pen.ellipse((CX + x - size, CY + y - size, CX + x + size, CY + y + size), outline=(244, 220, 140), width=2)
+                pen.ellipse(
+                    (CX + x - size, CY + y - size, CX + x + size, CY + y + size), outline=(244, 220, 140), width=2
+                )
         sweep = 1.5 * math.sin(1.9 * seconds)
         for k, (piece, (radius, angle)) in enumerate(zip(pieces, places, strict=True)):
             turn = angle + 0.35 * sweep * (1 + 0.4 * math.sin(k)) + 0.25 * seconds
@@ -429,7 +456,16 @@ def _roll(ground: Image.Image, shot: Shot, cook: Cook, rng: Rng) -> Animate:
     knob = d.slab(130, 44, 20, d.darker(_WOOD, 0.35), round_px=9)
     arm = _hand(cook)
     pin = d.Sprite(
-        d.combined((960, ARM), [(knob, 110, 80), (knob, 850, 80), (barrel, 480, 80), (arm, 100, 82 + FIST), (arm.transpose(Image.Transpose.FLIP_LEFT_RIGHT), 860, 82 + FIST)]),
+        d.combined(
+            (960, ARM),
+            [
+                (knob, 110, 80),
+                (knob, 850, 80),
+                (barrel, 480, 80),
+                (arm, 100, 82 + FIST),
+                (arm.transpose(Image.Transpose.FLIP_LEFT_RIGHT), 860, 82 + FIST),
+            ],
+        ),
         shadow=0.45,
     )
     speed = float(rng.uniform(0.55, 0.8))
@@ -442,7 +478,9 @@ def _roll(ground: Image.Image, shot: Shot, cook: Cook, rng: Rng) -> Animate:
         pen = ImageDraw.Draw(frame)
         for k in range(4):  # the barrel's grain runs round
             phase = (k / 4 + 0.9 * swing) % 1
-            pen.line((CX - 290, y - 40 + 80 * phase, CX + 290, y - 40 + 80 * phase), fill=d.darker(_WOOD, 0.10), width=2)
+            pen.line(
+                (CX - 290, y - 40 + 80 * phase, CX + 290, y - 40 + 80 * phase), fill=d.darker(_WOOD, 0.10), width=2
+            )
 
     return animate
 
@@ -452,7 +490,9 @@ def _plate(ground: Image.Image, shot: Shot, cook: Cook, rng: Rng) -> Animate:
     color = COLORS[shot.vessel]
     d.Sprite(d.turned(640, 640, color, d.DISH, gloss=0.5), blur=18, shadow=0.55).draw(ground, CX, CY, lift=18)
     for side in (-1, 1):
-        silver = d.combined((70, 520), [(d.slab(20, 330, 9, _STEEL, gloss=0.7), 35, 330), (d.ball(60, 150, _STEEL, 0.8), 35, 110)])
+        silver = d.combined(
+            (70, 520), [(d.slab(20, 330, 9, _STEEL, gloss=0.7), 35, 330), (d.ball(60, 150, _STEEL, 0.8), 35, 110)]
+        )
         d.Sprite(silver, blur=7).draw(ground, CX + side * 420, CY + 10)
     pieces = [_piece(food, 140, rng) for _ in range(9)]
     if food.shape == "flat":
@@ -475,7 +515,12 @@ def _plate(ground: Image.Image, shot: Shot, cook: Cook, rng: Rng) -> Animate:
         now, after = ([*spots, *green][min(j, len(spots) + len(green) - 1)] for j in (k, k + 1))
         share = _ease(served - k)
         away = 60 * math.sin(math.pi * min(1.0, served - k)) + 500 * max(0.0, served - len(spots) - len(green))
-        arm.draw(frame, now[0] + (after[0] - now[0]) * share + 70, now[1] + (after[1] - now[1]) * share + 60 + FIST + away, lift=30)
+        arm.draw(
+            frame,
+            now[0] + (after[0] - now[0]) * share + 70,
+            now[1] + (after[1] - now[1]) * share + 60 + FIST + away,
+            lift=30,
+        )
 
     return animate
 
@@ -488,7 +533,10 @@ def _spread(ground: Image.Image, shot: Shot, cook: Cook, rng: Rng) -> Animate:
     d.Sprite(d.turned(600, 600, base.flesh, profile, gloss=0.05), blur=8).draw(ground, CX, CY)
     turns = float(rng.uniform(4, 5))
     spiral = [
-        (CX + (20 + 200 * s) * math.cos(2 * math.pi * turns * s), CY + (20 + 200 * s) * math.sin(2 * math.pi * turns * s))
+        (
+            CX + (20 + 200 * s) * math.cos(2 * math.pi * turns * s),
+            CY + (20 + 200 * s) * math.sin(2 * math.pi * turns * s),
+        )
         for s in (math.sqrt(k / 400) for k in range(401))
     ]
     tool = _held(cook, [(d.slab(24, 330, 11, _STEEL, gloss=0.7), 260), (d.ball(92, 130, _STEEL, 0.9), 70)], 384)
@@ -527,7 +575,9 @@ def _counter(ground: Image.Image, shot: Shot, cook: Cook, rng: Rng) -> Animate:
     for row, count in ((0, 4), (1, 3), (2, 2)):
         for k in range(count):
             x = bowl_x + (k - (count - 1) / 2) * 92
-            d.Sprite(d.ball(104, 100, d.mix(fruit.skin, fruit.flesh, float(rng.uniform(0, 0.3)))), blur=8).draw(ground, x, bowl.top + 8 - row * 66)
+            d.Sprite(d.ball(104, 100, d.mix(fruit.skin, fruit.flesh, float(rng.uniform(0, 0.3)))), blur=8).draw(
+                ground, x, bowl.top + 8 - row * 66
+            )
     body = d.vessel(460, 200, COLORS["white"], _SHAPES["bowl"][0])
     d.place(ground, body, bowl_x, 580)
     shadow = d.puff(520, (0, 0, 0), 0.75).resize((520, 90))
@@ -536,7 +586,9 @@ def _counter(ground: Image.Image, shot: Shot, cook: Cook, rng: Rng) -> Animate:
     handle.arc((kettle_x - 110, 330, kettle_x + 110, 560), 180, 360, fill=(50, 44, 42), width=22)
     spout = d.polygon(170, 170, [(0, 110), (0, 170), (150, 20), (110, 0)], color, round_px=10)
     d.place(ground, spout, kettle_x + 190, 520)
-    d.place(ground, d.vessel(330, 230, color, ((0, 0.42), (0.08, 0.6), (0.5, 0.95), (0.85, 1), (1, 0.92))), kettle_x, 565)
+    d.place(
+        ground, d.vessel(330, 230, color, ((0, 0.42), (0.08, 0.6), (0.5, 0.95), (0.85, 1), (1, 0.92))), kettle_x, 565
+    )
     d.place(ground, d.ball(46, 40, (50, 44, 42)), kettle_x, 446)
     clock_x = CX
     d.Sprite(d.turned(170, 170, (240, 236, 226), d.DISH), blur=10).draw(ground, clock_x, 170)
@@ -579,11 +631,16 @@ def _pour(ground: Image.Image, shot: Shot, cook: Cook, rng: Rng) -> Animate:
         jug_x, jug_y = vessel.x + 150 + 6 * math.sin(1.3 * seconds), vessel.top - 230 + 5 * math.sin(1.7 * seconds)
         surface_y = vessel.top + 14 - 20 * progress
         angle = math.radians(tilt)
-        lip = jug_x - 118 * math.cos(angle) - 130 * math.sin(angle) + 12, jug_y + 118 * math.sin(angle) - 130 * math.cos(angle) + 30
+        lip = (
+            jug_x - 118 * math.cos(angle) - 130 * math.sin(angle) + 12,
+            jug_y + 118 * math.sin(angle) - 130 * math.cos(angle) + 30,
+        )
         pen = ImageDraw.Draw(frame)
         if progress > 0.05:
             width = 13 + 3 * math.sin(7 * seconds)
-            falls = [(lip[0] - 46 * math.sqrt(k / 10), lip[1] + (surface_y - lip[1]) * (k / 10) ** 1.3) for k in range(11)]
+            falls = [
+                (lip[0] - 46 * math.sqrt(k / 10), lip[1] + (surface_y - lip[1]) * (k / 10) ** 1.3) for k in range(11)
+            ]
             edge = [(x - width + k * 0.4 + 2 * math.sin(9 * seconds + k), y) for k, (x, y) in enumerate(falls)]
             other = [(x + width - k * 0.4 + 2 * math.sin(9 * seconds + k), y) for k, (x, y) in enumerate(falls)]
             pen.polygon(edge + other[::-1], fill=liquid)
@@ -591,7 +648,11 @@ def _pour(ground: Image.Image, shot: Shot, cook: Cook, rng: Rng) -> Animate:
             hit = falls[-1][0]
             for ring in range(3):
                 spread = 20 + 70 * ((seconds * 1.6 + ring / 3) % 1)
-                pen.ellipse((hit - spread, surface_y - spread * 0.22, hit + spread, surface_y + spread * 0.22), outline=d.lighter(liquid, 0.35), width=3)
+                pen.ellipse(
+                    (hit - spread, surface_y - spread * 0.22, hit + spread, surface_y + spread * 0.22),
+                    outline=d.lighter(liquid, 0.35),
+                    width=3,
+                )
         arm.draw(frame, jug_x + 180 + FIST, jug_y + 20)
         sprite.draw(frame, jug_x, jug_y, angle=tilt)
 
@@ -605,7 +666,9 @@ def _sprinkle(ground: Image.Image, shot: Shot, cook: Cook, rng: Rng) -> Animate:
     heap = [_piece(over, 74, rng) for _ in range(0 if over.shape in ("liquid", "powder") else 22)]
     for piece in heap:
         radius, angle = math.sqrt(float(rng.random())), float(rng.uniform(0, 2 * math.pi))
-        piece.draw(ground, dish.x + 190 * radius * math.cos(angle), dish.top + 34 * radius * math.sin(angle), scale=0.8, lift=4)
+        piece.draw(
+            ground, dish.x + 190 * radius * math.cos(angle), dish.top + 34 * radius * math.sin(angle), scale=0.8, lift=4
+        )
     coarse = grain.shape != "powder"
     if coarse:
         bit = d.Sprite(_piece(grain, 28, rng).image, shadow=0)
@@ -632,7 +695,9 @@ def _sprinkle(ground: Image.Image, shot: Shot, cook: Cook, rng: Rng) -> Animate:
             from_x = dish.x + 84 * math.sin(1.6 * start * duration)
             goal_x, goal_y = dish.x + 200 * to_x, dish.top + 30 * to_y * math.sqrt(1 - to_x * to_x)
             share = min(1.0, age)
-            bit.draw(frame, from_x + (goal_x - from_x) * share, y - shake + 110 + (goal_y - y + shake - 110) * share * share)
+            bit.draw(
+                frame, from_x + (goal_x - from_x) * share, y - shake + 110 + (goal_y - y + shake - 110) * share * share
+            )
         arm.draw(frame, x + 110 + FIST, y + 4)
         shaker.draw(frame, x, y, angle=(150 if coarse else 165) + 0.5 * shake)
 
@@ -697,7 +762,9 @@ def _simmer(ground: Image.Image, shot: Shot, cook: Cook, rng: Rng) -> Animate:
     d.place(ground, pot.filled(0.75, food.flesh), pot.x, pot.top)
     pieces = [_piece(food, 46, rng) for _ in range(0 if food.shape == "liquid" else 14)]
     places = [(math.sqrt(float(rng.random())), float(rng.uniform(0, 2 * math.pi))) for _ in pieces]
-    stick = d.combined((60, 420), [(d.slab(26, 380, 11, _WOOD), 30, 200), (d.ball(56, 90, d.darker(_WOOD, 0.1), 0.1), 30, 370)])
+    stick = d.combined(
+        (60, 420), [(d.slab(26, 380, 11, _WOOD), 30, 200), (d.ball(56, 90, d.darker(_WOOD, 0.1), 0.1), 30, 370)]
+    )
     tool = d.Sprite(stick, shadow=0)
     arm = d.Sprite(_hand(cook).rotate(70, expand=True), shadow=0)
     steam = _Steam(pot.x, pot.top - 10, 130, rng, count=12, opacity=0.42)
@@ -711,11 +778,19 @@ def _simmer(ground: Image.Image, shot: Shot, cook: Cook, rng: Rng) -> Animate:
             life = (seconds * 1.4 + phase) % 1
             x, y = pot.x + 170 * radius * math.cos(3 * angle), pot.top + 10 + 34 * radius * math.sin(3 * angle)
             size = 4 + 14 * life
-            pen.ellipse((x - size, y - size * 0.5, x + size, y + size * 0.5), outline=d.lighter(food.flesh, 0.4), width=2)
+            pen.ellipse(
+                (x - size, y - size * 0.5, x + size, y + size * 0.5), outline=d.lighter(food.flesh, 0.4), width=2
+            )
         for k, (piece, (radius, angle)) in enumerate(zip(pieces, places, strict=True)):
             a = angle + 0.5 * turn * (1.3 - radius)
             bob = 2 * math.sin(4 * seconds + k)
-            piece.draw(frame, pot.x + 165 * radius * math.cos(a), pot.top + 12 + 32 * radius * math.sin(a) + bob, scale=0.8, lift=2)
+            piece.draw(
+                frame,
+                pot.x + 165 * radius * math.cos(a),
+                pot.top + 12 + 32 * radius * math.sin(a) + bob,
+                scale=0.8,
+                lift=2,
+            )
         x, y = pot.x + 96 * math.cos(turn), pot.top + 14 + 20 * math.sin(turn)
         lean = -24 + 9 * math.cos(turn)
         hold = math.radians(lean)
@@ -740,14 +815,39 @@ def _bake(ground: Image.Image, shot: Shot, cook: Cook, rng: Rng) -> Animate:
         pen.rounded_rectangle((left + k * 3.2, top + k * 2.2, right - k * 3.2, bottom - k * 1.6), 20, fill=color)
     for y in (300, 560):
         for wire in range(7):
-            pen.line((left + 40 + wire * 4, y + wire * 5, right - 40 - wire * 4, y + wire * 5), fill=(120, 70, 44), width=2)
+            pen.line(
+                (left + 40 + wire * 4, y + wire * 5, right - 40 - wire * 4, y + wire * 5), fill=(120, 70, 44), width=2
+            )
     raw, done = d.lighter(food.skin, 0.45), d.darker(food.skin, 0.12)
     items = [(float(rng.uniform(-6, 6)), float(rng.uniform(-4, 4))) for _ in range(8)]
 
     def tray(color: RGB, rise: float) -> Image.Image:
-        parts: list[tuple[Image.Image, float, float]] = [(d.slab(640, 150, 20, (70, 70, 76), gloss=0.5), 330, 130), (d.slab(590, 110, 16, (44, 44, 48)), 330, 126)]
+        parts: list[tuple[Image.Image, float, float]] = [
+            (d.slab(640, 150, 20, (70, 70, 76), gloss=0.5), 330, 130),
+            (d.slab(590, 110, 16, (44, 44, 48)), 330, 126),
+        ]
         if food.shape == "flat":
-            parts.append((d.combined((480, 104), [(_flat(replace(food, skin=color, flesh=d.lighter(color, 0.2)), np.random.default_rng(3), 480, 104), 240, 52)]), 330, 118 - 8 * rise))
+            parts.append(
+                (
+                    d.combined(
+                        (480, 104),
+                        [
+                            (
+                                _flat(
+                                    replace(food, skin=color, flesh=d.lighter(color, 0.2)),
+                                    np.random.default_rng(3),
+                                    480,
+                                    104,
+                                ),
+                                240,
+                                52,
+                            )
+                        ],
+                    ),
+                    330,
+                    118 - 8 * rise,
+                )
+            )
         for k, (dx, dy) in enumerate(items if food.shape != "flat" else ()):
             image = d.ball(118, round(44 + 34 * rise), color, 0.15)
             parts.append((image, 120 + 140 * (k % 4) + dx, 100 + 44 * (k // 4) + dy - 14 * rise))
@@ -795,16 +895,28 @@ def _blend(ground: Image.Image, shot: Shot, cook: Cook, rng: Rng) -> Animate:
         fill = Image.new("RGBA", (320, 400))
         pen = ImageDraw.Draw(fill)
         speed = 0.4 + _ease(progress * 4)
-        wave = [(x, 120 + 22 * speed * math.cos((x - 160) / 160 * math.pi) + 8 * math.sin(x / 34 + 9 * seconds)) for x in range(0, 321, 16)]
+        wave = [
+            (x, 120 + 22 * speed * math.cos((x - 160) / 160 * math.pi) + 8 * math.sin(x / 34 + 9 * seconds))
+            for x in range(0, 321, 16)
+        ]
         pen.polygon([*wave, (320, 400), (0, 400)], fill=(*colors[0], 255))
         for k, (a, b, c) in enumerate(blobs):
             x = 160 + 150 * math.sin(2 * math.pi * (a + seconds * speed * (0.9 + 0.5 * c)))
             y = 175 + 215 * ((b + 0.35 * seconds * speed) % 1)
             size = 26 * (1 - 0.6 * progress) + 6
-            pen.ellipse((x - 1.8 * size, y - size * 0.5, x + 1.8 * size, y + size * 0.5), fill=(*d.mix(colors[k % 4], colors[0], 0.8 * progress), 255))
+            pen.ellipse(
+                (x - 1.8 * size, y - size * 0.5, x + 1.8 * size, y + size * 0.5),
+                fill=(*d.mix(colors[k % 4], colors[0], 0.8 * progress), 255),
+            )
         for k in range(3):
             y = 170 + 70 * k
-            pen.arc((20, y - 40, 300, y + 40), 20 + 200 * seconds * speed % 120, 120 + 200 * seconds * speed % 120, fill=(*d.lighter(colors[0], 0.3), 255), width=6)
+            pen.arc(
+                (20, y - 40, 300, y + 40),
+                20 + 200 * seconds * speed % 120,
+                120 + 200 * seconds * speed % 120,
+                fill=(*d.lighter(colors[0], 0.3), 255),
+                width=6,
+            )
         d.place(frame, d.within(fill, hull), CX + shake, 340)
         d.place(frame, shine, CX - 96 + shake, 330)
         d.place(frame, lid, CX + shake, 122 + shake)
@@ -829,7 +941,12 @@ def _grate(ground: Image.Image, shot: Shot, cook: Cook, rng: Rng) -> Animate:
     d.Sprite(grater, shadow=0.3).draw(ground, bowl.x - 20, bowl.top - 150)
     block = d.Sprite(d.slab(130, 110, 14 if food.shape == "block" else 52, food.skin, round_px=12), shadow=0.35)
     arm = d.Sprite(_hand(cook).rotate(90, expand=True), shadow=0)
-    shred = [d.Sprite(d.slab(44, 11, 5, d.mix(food.flesh, food.skin, k / 6), round_px=3).rotate(30 * k, expand=True), shadow=0) for k in range(6)]
+    shred = [
+        d.Sprite(
+            d.slab(44, 11, 5, d.mix(food.flesh, food.skin, k / 6), round_px=3).rotate(30 * k, expand=True), shadow=0
+        )
+        for k in range(6)
+    ]
     count = 110
     born = np.sort(rng.random(count)) * 0.9
     aim = np.clip(rng.normal(0, 0.4, count), -0.85, 0.85)
@@ -856,9 +973,19 @@ def _crack(ground: Image.Image, shot: Shot, cook: Cook, rng: Rng) -> Animate:
     shell = d.mix((240, 214, 184), (214, 160, 118), float(rng.random()))
     egg = d.ball(110, 146, shell, 0.4)
     zigzag = [(0, 76), (18, 64), (36, 80), (54, 64), (74, 80), (92, 64), (110, 76)]
-    upper = d.within(egg, d.mask_of(110, 146, lambda m, s: m.polygon([(x * s, y * s) for x, y in [(0, 0), *zigzag, (110, 0)]], fill=255)))
-    lower = d.within(egg, d.mask_of(110, 146, lambda m, s: m.polygon([(x * s, y * s) for x, y in [(0, 146), *zigzag, (110, 146)]], fill=255)))
-    whole, left, right = (d.Sprite(image, shadow=0) for image in (egg, upper.rotate(90, expand=True), lower.rotate(90, expand=True)))
+    upper = d.within(
+        egg,
+        d.mask_of(110, 146, lambda m, s: m.polygon([(x * s, y * s) for x, y in [(0, 0), *zigzag, (110, 0)]], fill=255)),
+    )
+    lower = d.within(
+        egg,
+        d.mask_of(
+            110, 146, lambda m, s: m.polygon([(x * s, y * s) for x, y in [(0, 146), *zigzag, (110, 146)]], fill=255)
+        ),
+    )
+    whole, left, right = (
+        d.Sprite(image, shadow=0) for image in (egg, upper.rotate(90, expand=True), lower.rotate(90, expand=True))
+    )
     yolk = d.Sprite(d.ball(78, 66, (248, 184, 40), 0.7), shadow=0)
     flat = d.Sprite(d.ball(84, 44, (248, 184, 40), 0.7), shadow=0.2, blur=4)
     hands = [d.Sprite(_hand(cook).rotate(turn, expand=True), shadow=0) for turn in (90, -90)]

@@ -232,18 +232,22 @@ def compose(seed: int, index: int, *, min_steps: int, max_steps: int) -> Recipe:
     topic = topics[index % len(topics)]  # neighbours cook different dishes
     title, draft = _DISHES[topic](rng)
     steps = _shortened(rng, draft, rng.randint(min_steps, max_steps))
-    shots = [_chat(rng, "counter", _GREETINGS), *_spoken(rng, steps)]
-    if len(steps) < max_steps:
-        shots.insert(rng.randint(3, max(3, len(shots) - 1)), _chat(rng, "counter", _ASIDES))
-    shots.append(_chat(rng, "counter", _FAREWELLS))
+    shots = [_chat(rng, rng.choice(_GREETINGS)), *_spoken(rng, steps)]
+    # Fewer steps, more chat: the videos are of about one length.
+    places = range(2, len(shots))
+    count = min(2, max_steps - len(steps), len(places))
+    asides = rng.sample(_ASIDES, count)
+    for place, aside in zip(sorted(rng.sample(places, count), reverse=True), asides, strict=True):
+        shots.insert(place, _chat(rng, aside))
+    shots.append(_chat(rng, rng.choice(_FAREWELLS)))
     return Recipe(title=f"How to make {title}", topic=topic, shots=tuple(_furnished(rng, shots)))
 
 
-def _chat(rng: Random, scene: str, sentences: tuple[str, ...]) -> Shot:
+def _chat(rng: Random, sentence: str) -> Shot:
     color = rng.choice(["red", "blue", "green", "yellow", "copper", "turquoise"])
     fruit = rng.choice(["apples", "lemons", "oranges", "pears", "tomatoes"])
     caption = f"A steaming {color} kettle and a bowl of {fruit} stand on the counter"
-    return Shot(scene, rng.choice(sentences), None, caption, (fruit,), color)
+    return Shot("counter", sentence, None, caption, (fruit,), color)
 
 
 def _shortened(rng: Random, steps: list[Shot], count: int) -> list[Shot]:
@@ -254,11 +258,11 @@ def _shortened(rng: Random, steps: list[Shot], count: int) -> list[Shot]:
 
 
 def _spoken(rng: Random, steps: list[Shot]) -> list[Shot]:
-    """With a lead-in before about half of the sentences."""
+    """With a lead-in before about half of the sentences, and before every short one: it must fill its shot."""
     spoken = []
     for position, step in enumerate(steps):
         lead = "First," if position == 0 else "Finally," if position == len(steps) - 1 else rng.choice(_LEADS)
-        if rng.random() < 0.5:
+        if rng.random() < 0.5 or len(step.sentence) < 46:
             step = replace(step, sentence=f"{lead} {step.sentence[0].lower()}{step.sentence[1:]}")
         spoken.append(step)
     return spoken
@@ -356,7 +360,9 @@ def _pour(rng: Random, food: str, into: str) -> Shot:
         amount = rng.choice(["two spoons of", "a little", "some"])
     manner = rng.choice(["Pour", "Slowly pour", "Carefully pour", "Add"])
     vessel = rng.choice(["", f"{color} ", "large "]) + into
-    sentence = f"{manner} {amount} {food} {'to' if manner == 'Add' else 'into'} the {vessel}"
+    sentence = f"{manner} {amount} {food} into the {vessel}"
+    if manner == "Add":
+        sentence = f"Add {amount} {food} to the {vessel} and mix it in"
     return _step("pour", sentence, f"A glass jug pours {food} into a {color} {into}", (food,), color)
 
 
@@ -395,7 +401,9 @@ def _flip(rng: Random, food: str) -> Shot:
             f"Turn the {singular} over and cook it for two minutes",
         ]
     )
-    return _step("flip", sentence, f"{_a(singular).capitalize()} is flipped in the air above a frying pan", (food,), "black")
+    return _step(
+        "flip", sentence, f"{_a(singular).capitalize()} is flipped in the air above a frying pan", (food,), "black"
+    )
 
 
 def _simmer(rng: Random, food: str, what: str) -> Shot:

@@ -1,7 +1,7 @@
 """Narration by eSpeak NG, called in this process through ctypes: the sound, and when each word is heard.
 
-The library is the system's where it has one (COOKGEN_ESPEAK names another), else that of the package
-espeakng-loader. It keeps its state in globals and is not thread-safe: one process, one caller at a time.
+The library is that of the package espeakng-loader, else the system's. It keeps its state in globals: one caller at a
+time, and the same sentences in the same order from a fresh process for the same samples.
 """
 
 from __future__ import annotations
@@ -78,7 +78,7 @@ class Speech:
         return len(self.samples) / self.rate_hz
 
 
-def speak(sentence: str, voice: Voice = Voice()) -> Speech:  # noqa: B008 - a frozen default
+def speak(sentence: str, voice: Voice = Voice()) -> Speech:
     """Says one ASCII sentence.
 
     Raises InputError where there is no eSpeak NG library, or where it does not know the voice.
@@ -162,7 +162,7 @@ def _library() -> tuple[ctypes.CDLL, int]:
 
 
 def _candidates() -> list[tuple[str, bytes | None]]:
-    """Libraries with their data folders. The package comes first: it is pinned, so that its sound is always the same."""
+    """Libraries with their data folders. The package comes first: being pinned, it always sounds the same."""
     found: list[tuple[str, bytes | None]] = []
     try:
         import espeakng_loader

@@ -1,0 +1,174 @@
+"""LLaVA-NeXT and LLaVA-NeXT-Video, run by transformers in this process; greedy.
+
+LLaVA-NeXT takes pictures: a clip's frames become one picture, a grid in reading order, which the model cuts into tiles
+of its own resolution. Source: IG-VLM, "An Image Grid Can Be Worth a Video", arXiv:2403.18406.
+LLaVA-NeXT-Video takes the frames as they are, each pooled to a quarter of its tokens.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from cookgen.errors import ModelError
+from cookgen.modelstore import identity, resolve
+from cookgen.perception.caption_models import PROMPT, check_frames, whole_sentences
+
+GRID_PROMPT = "The picture is a grid of frames; read it row by row, from the top left. "
+IMAGE, VIDEO = "llava_next", "llava_next_video"  # model_type in a checkpoint's config.json
+
+
+@dataclass(frozen=True, eq=False)
+class LlavaNextCaptioner:
+    """A loaded checkpoint with its tokenizer and its picture processor. On a GPU in bfloat16 where there is one."""
+
+    name: str
+    network: Any  # transformers' LlavaNext(Video)ForConditionalGeneration, in eval mode
+    processor: Any  # LlavaNextProcessor, or the tokenizer alone for a video model
+    pictures: Any  # LlavaNextImageProcessorPil
+    max_tokens: int
+
+    @staticmethod
+    def load(name_or_path: str, *, max_tokens: int) -> LlavaNextCaptioner:
+        """A folder, or a hub repository at a commit, in the form of transformers' `llava-hf` checkpoints.
+
+        Raises ModelError where it is not there or is no LLaVA-NeXT model.
+        """
+        import torch
+        from transformers import (
+            AutoConfig,
+            AutoTokenizer,
+            LlavaNextForConditionalGeneration,
+            LlavaNextProcessor,
+            LlavaNextVideoForConditionalGeneration,
+        )
+        from transformers.models.llava_next.image_processing_pil_llava_next import LlavaNextImageProcessorPil
+
+        model = resolve(name_or_path)
+        try:
+            config = AutoConfig.from_pretrained(model.path, local_files_only=True)
+            if config.model_type not in (IMAGE, VIDEO):
+                raise ModelError(
+                    f"{name_or_path}: its model_type is {config.model_type!r}; "
+                    f"captions.kind=llava_next runs {IMAGE} and {VIDEO}, captions.kind=endpoint any served model"
+                )
+            kind = (
+                LlavaNextForConditionalGeneration
+                if config.model_type == IMAGE
+                else LlavaNextVideoForConditionalGeneration
+            )
+            on_gpu = torch.cuda.is_available()
+            network = kind.from_pretrained(
+                model.path,
+                local_files_only=True,
+                use_safetensors=True,  # never a pickle
+                dtype=torch.bfloat16 if on_gpu else torch.float32,
+            )
+            tokenizer = AutoTokenizer.from_pretrained(model.path, local_files_only=True)
+            pictures = LlavaNextImageProcessorPil.from_pretrained(model.path, local_files_only=True)
+        except (OSError, ValueError) as error:
+            raise ModelError(f"{name_or_path}: transformers cannot load it: {error}") from error
+        processor = tokenizer
+        if config.model_type == IMAGE:
+            processor = LlavaNextProcessor(
+                pictures,
+                tokenizer,
+                patch_size=config.vision_config.patch_size,
+                vision_feature_select_strategy=config.vision_feature_select_strategy,
+                num_additional_image_tokens=1,  # CLIP's class token
+                chat_template=tokenizer.chat_template,
+            )
+        return LlavaNextCaptioner(
+            name=model.id,
+            network=network.to("cuda" if on_gpu else "cpu").eval(),
+            processor=processor,
+            pictures=pictures,
+            max_tokens=max_tokens,
+        )
+
+    @staticmethod
+    def identity(name_or_path: str) -> str:
+        """ "id@revision" of the checkpoint; nothing is loaded."""
+        return identity(name_or_path)
+
+    @property
+    def origin(self) -> str:
+        return f"llava_next:{self.name}"
+
+    def caption(self, frames_THWC: NDArray[np.uint8], *, key: str) -> str:
+        """See Captioner; an answer cut off at max_tokens is cut back to its last whole sentence."""
+        import torch
+        from transformers import GenerationConfig
+
+        check_frames(frames_THWC)
+        inputs = self._video_inputs(frames_THWC) if self.takes_video else self._picture_inputs(frames_THWC)
+        inputs = inputs.to(self.network.device)
+        for name in ("pixel_values", "pixel_values_videos"):
+            if name in inputs:
+                inputs[name] = inputs[name].to(self.network.dtype)
+        ends = self.network.generation_config.eos_token_id
+        with torch.inference_mode():
+            tokens = self.network.generate(
+                **inputs,
+                # Ours alone: a checkpoint's own configuration may ask for sampling.
+                generation_config=GenerationConfig(
+                    do_sample=False,
+                    num_beams=1,
+                    max_new_tokens=self.max_tokens,
+                    eos_token_id=ends,
+                    bos_token_id=self.network.generation_config.bos_token_id,
+                    pad_token_id=self.tokenizer.pad_token_id or 0,
+                ),
+            )[0, inputs["input_ids"].shape[1] :]
+        text = str(self.tokenizer.decode(tokens, skip_special_tokens=True))
+        return whole_sentences(text) if len(tokens) == self.max_tokens else text
+
+    @property
+    def takes_video(self) -> bool:
+        return bool(self.network.config.model_type == VIDEO)
+
+    @property
+    def tokenizer(self) -> Any:
+        return getattr(self.processor, "tokenizer", self.processor)
+
+    def _picture_inputs(self, frames_THWC: NDArray[np.uint8]) -> Any:
+        return self.processor(
+            images=frame_grid(frames_THWC), text=self._dialogue("image", GRID_PROMPT + PROMPT), return_tensors="pt"
+        )
+
+    def _video_inputs(self, frames_THWC: NDArray[np.uint8]) -> Any:
+        import torch
+
+        # The first "tile" is the whole picture at the vision tower's size. (transformers' own video processor needs
+        # torchvision, which this environment leaves out.)
+        pixels = [self.pictures(images=frame, return_tensors="np")["pixel_values"][0][0] for frame in frames_THWC]
+        videos = torch.from_numpy(np.stack(pixels)[None])  # [1, T, 3, H, W]
+        config = self.network.config
+        height, width = (side // config.vision_config.patch_size for side in videos.shape[-2:])
+        num_tokens = len(pixels) * (height // config.spatial_pool_stride) * (width // config.spatial_pool_stride)
+        video_token = self.tokenizer.convert_ids_to_tokens(config.video_token_index)
+        text = self._dialogue("video", PROMPT).replace(video_token, video_token * num_tokens)
+        inputs = self.tokenizer(text, return_tensors="pt")
+        inputs["pixel_values_videos"] = videos
+        return inputs
+
+    def _dialogue(self, content: str, prompt: str) -> str:
+        """The prompt in the checkpoint's chat template; in Vicuna's, the first LLaVA-NeXT's, where it has none."""
+        if self.tokenizer.chat_template is None:
+            return f"USER: <{content}>\n{prompt} ASSISTANT:"
+        turn = {"role": "user", "content": [{"type": content}, {"type": "text", "text": prompt}]}
+        return str(self.tokenizer.apply_chat_template([turn], add_generation_prompt=True, tokenize=False))
+
+
+def frame_grid(frames_THWC: NDArray[np.uint8]) -> NDArray[np.uint8]:
+    """All frames as one picture in reading order, uint8 [rows * H, columns * W, 3]; as square as may be, rest black."""
+    num, height, width, _ = frames_THWC.shape
+    columns = math.ceil(math.sqrt(num))
+    rows = math.ceil(num / columns)
+    cells = np.zeros((rows * columns, height, width, 3), np.uint8)
+    cells[:num] = frames_THWC
+    return cells.reshape(rows, columns, height, width, 3).swapaxes(1, 2).reshape(rows * height, columns * width, 3)

@@ -1,0 +1,1 @@
+"""The page that says what became of every video."""

@@ -1,0 +1,430 @@
+"""OUT/report.html: one page, from what came in to what came out, with a timeline a video.
+
+The page asks nothing of anyone: styles, script, drawings and pictures are inside it, and its content security policy
+forbids the browser anything else. Everything on it that came from outside is escaped by the template engine. The same
+rows give the same bytes.
+"""
+
+from __future__ import annotations
+
+import base64
+import hashlib
+import io
+import re
+from collections import Counter
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import Any, TypeVar
+
+import jinja2
+from markupsafe import Markup
+from PIL import Image
+
+from cookgen.files import write_atomic
+from cookgen.records import Action, Caption, Check, Clip, Match, Narrative, Reason, Record, Reject, Video, Word
+from pipelines.report import timeline
+from pipelines.stage import VideoState
+
+R = TypeVar("R", bound=Record)
+_FOLDER = Path(__file__).parent
+_MAX_DETAILED = 100  # videos with a timeline of their own
+_MAX_DETAIL_CHARS = 15_000_000  # and no more of them than this
+_MAX_LISTED = 20_000  # rows in the list of all videos
+_MAX_CARDS = 60  # keyframes a video
+_MAX_TEXT = 600  # characters of a text from outside
+_MAX_SPEECH = 20_000  # characters of a transcript
+_THUMBNAIL_PX = 160
+_STAND_IN = "tags"  # the captioner that is a classifier, not a vision-language model
+
+
+def write_report(
+    states: Sequence[VideoState],
+    source_rejects: Sequence[Reject],
+    *,
+    out: Path,
+    narratives: Sequence[Narrative],
+    rejects: Sequence[Reject],
+    run: Mapping[str, Any],
+    media: Callable[[str], Path],
+) -> None:
+    """Writes OUT/report.html; see report_page."""
+    page = report_page(states, source_rejects, narratives=narratives, rejects=rejects, run=run, media=media)
+    write_atomic(out / "report.html", page.encode(errors="replace"))
+
+
+def report_page(
+    states: Sequence[VideoState],
+    source_rejects: Sequence[Reject],
+    *,
+    narratives: Sequence[Narrative],
+    rejects: Sequence[Reject],
+    run: Mapping[str, Any],
+    media: Callable[[str], Path],
+) -> str:
+    """The page's HTML.
+
+    states: every video of the run, in any order. source_rejects: what the source itself refused, which has no state.
+    narratives, rejects: all rows of those two tables. run: `name`, `source`, `created_by`, `config` (its digest) and,
+    where wanted, `seconds` by stage: those differ from run to run, and with them the page. media: where the keyframe
+    with this sha256 lies; one that cannot be read is shown as missing.
+    """
+    splits = {row.narrative: row.split for row in narratives}
+    stops = {row.narrative: row for row in rejects if row.is_video_level and row.narrative is not None}
+    views = [
+        _VideoView(state, splits.get(state.source.narrative), stops.get(state.source.narrative)) for state in states
+    ]
+    views.sort(key=lambda view: (view.split is None, not view.clips, view.name))  # the best to look at first
+    style, script = ((_FOLDER / name).read_text(encoding="utf-8") for name in ("style.css", "script.js"))
+    environment = _environment()
+    details: list[Markup] = []
+    room = _MAX_DETAIL_CHARS
+    for view in views[:_MAX_DETAILED]:
+        detail = Markup(environment.get_template("video.html").render(video=view, cards=view.cards(media)))
+        room -= len(detail)
+        if room < 0:
+            break
+        details.append(detail)
+    found = [*views, *(_Refused(row) for row in sorted(source_rejects, key=lambda row: (row.path, row.reason)))]
+    return environment.get_template("page.html").render(
+        run=run,
+        style=Markup(style),
+        script=Markup(script),
+        policy=_policy(style, script),
+        num_found=len(found),
+        narratives=narratives,
+        num_steps=sum(row.num_steps for row in narratives),
+        splits=sorted(Counter(splits.values()).items()),
+        funnels=_funnels(views, source_rejects, narratives, rejects),
+        origins=_action_origins(views, rejects),
+        reasons=_reasons(rejects),
+        models=_models(states),
+        captioners=sorted({caption.origin for view in views for caption in view.captions.values()}),
+        is_stand_in=any(caption.origin.startswith(_STAND_IN) for view in views for caption in view.captions.values()),
+        details=details,
+        listed=found[:_MAX_LISTED],
+        num_unlisted=len(found[_MAX_LISTED:]),
+    )
+
+
+def _environment() -> jinja2.Environment:
+    environment = jinja2.Environment(
+        loader=jinja2.FileSystemLoader(_FOLDER / "templates"),
+        autoescape=True,
+        undefined=jinja2.StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+    )
+    environment.filters["clock"] = timeline.clock
+    environment.filters["short"] = _short
+    environment.filters["words"] = lambda reason: str(reason).replace("_", " ")
+    environment.globals["lanes"] = timeline
+    return environment
+
+
+def _policy(style: str, script: str) -> str:
+    """A content security policy that allows this style, this script and embedded pictures, and nothing else."""
+    hashes = [base64.b64encode(hashlib.sha256(text.encode()).digest()).decode() for text in (style, script)]
+    return (
+        f"default-src 'none'; style-src 'sha256-{hashes[0]}'; script-src 'sha256-{hashes[1]}'; img-src data:; "
+        "base-uri 'none'; form-action 'none'"
+    )
+
+
+def _short(text: str | None, length: int = _MAX_TEXT) -> str:
+    text = text or ""
+    return text if len(text) <= length else f"{text[: length - 1]}…"
+
+
+@dataclass(frozen=True)
+class _Card:
+    """A clip with its keyframe, and what it says where it was matched. `number` is 0 for a clip without an action."""
+
+    number: int
+    clip: Clip
+    picture: tuple[str, int, int] | None  # base64 of a JPEG, width, height
+    action: Action | None
+    caption: Caption | None
+    match: Match | None
+    checks: tuple[Check, ...]
+
+
+@dataclass(frozen=True)
+class _Refused:
+    """A file that the source itself refused: it has no results."""
+
+    stop: Reject
+
+    split = None
+    steps: tuple[()] = ()
+
+    @property
+    def name(self) -> str:
+        return self.stop.narrative or ""
+
+    @property
+    def path(self) -> str:
+        return self.stop.path
+
+
+@dataclass(frozen=True)
+class _VideoView:
+    """One video and its rows, by their index. `split` is None for a video that is no narrative."""
+
+    state: VideoState
+    split: str | None
+    stop: Reject | None  # its video-level reject
+
+    def _rows(self, record: type[R]) -> list[R]:
+        return [row for result in self.state.results.values() for row in result.rows if isinstance(row, record)]
+
+    @property
+    def name(self) -> str:
+        return self.state.source.narrative
+
+    @property
+    def path(self) -> str:
+        return self.state.source.path
+
+    @property
+    def title(self) -> str:
+        return _short(self.state.source.title, 200) or self.state.source.video_id
+
+    @cached_property
+    def video(self) -> Video | None:
+        return next(iter(self._rows(Video)), None)
+
+    @cached_property
+    def words(self) -> list[Word]:
+        return sorted(self._rows(Word), key=lambda row: row.word_id)
+
+    @cached_property
+    def clips(self) -> dict[int, Clip]:
+        rows = sorted(self._rows(Clip), key=lambda row: (row.start_s, row.end_s, row.clip_index))
+        return {row.clip_index: row for row in rows}
+
+    @cached_property
+    def actions(self) -> dict[int, Action]:
+        rows = sorted(self._rows(Action), key=lambda row: (row.start_s, row.end_s, row.action_index))
+        return {row.action_index: row for row in rows}
+
+    @cached_property
+    def captions(self) -> dict[int, Caption]:
+        return {row.clip_index: row for row in self._rows(Caption)}
+
+    @cached_property
+    def steps(self) -> list[Match]:
+        """The chosen matches, in the order of their clips."""
+        order = list(self.clips)
+        chosen = [row for row in self._rows(Match) if row.chosen and row.clip_index in self.clips]
+        return sorted(chosen, key=lambda row: order.index(row.clip_index))
+
+    @cached_property
+    def checks(self) -> list[Check]:
+        return sorted(self._rows(Check), key=lambda row: (row.check, row.clip_index or 0))
+
+    @property
+    def is_annotated(self) -> bool:
+        """Whether people have marked its steps, so that nothing needs to be said in it."""
+        return any(action.origin == "manual" for action in self.actions.values())
+
+    @property
+    def transcript(self) -> list[timeline.Utterance]:
+        """What is said, up to a length that can be read."""
+        said, room = [], _MAX_SPEECH
+        for part in timeline.utterances(self.words):
+            room -= len(part.text)
+            if room < 0:
+                break
+            said.append(part)
+        return said
+
+    @property
+    def untold(self) -> list[Action]:
+        """Actions without a clip."""
+        matched = {match.action_index for match in self.steps}
+        return [action for index, action in self.actions.items() if index not in matched]
+
+    @cached_property
+    def numbers(self) -> dict[int, int]:
+        """clip_index -> step number, from 1."""
+        return {match.clip_index: number for number, match in enumerate(self.steps, start=1)}
+
+    @property
+    def timeline(self) -> timeline.Timeline | None:
+        if self.video is None:
+            return None
+        rows = list(self.actions.values()), list(self.clips.values())
+        return timeline.draw(self.video.duration_s, self.words, *rows, self.steps, self.numbers)
+
+    @property
+    def scores(self) -> list[Check]:
+        """Checks of the whole narrative."""
+        return [row for row in self.checks if row.clip_index is None]
+
+    def cards(self, media: Callable[[str], Path]) -> list[_Card]:
+        """The steps, then the clips without an action, up to a number that can be looked at."""
+        matches = {match.clip_index: match for match in self.steps}
+        order = [*matches, *(index for index in self.clips if index not in matches)]
+        cards = []
+        for index in order[:_MAX_CARDS]:
+            match = matches.get(index)
+            cards.append(
+                _Card(
+                    number=self.numbers.get(index, 0),
+                    clip=self.clips[index],
+                    picture=_thumbnail(media(self.clips[index].keyframe_sha256)),
+                    action=self.actions.get(match.action_index) if match else None,
+                    caption=self.captions.get(index),
+                    match=match,
+                    checks=tuple(row for row in self.checks if row.clip_index == index),
+                )
+            )
+        return cards
+
+
+def _thumbnail(path: Path) -> tuple[str, int, int] | None:
+    """A keyframe as a small JPEG: (base64, width, height); None where it cannot be read."""
+    try:
+        with Image.open(path, formats=["JPEG"]) as image:
+            image.draft("RGB", (2 * _THUMBNAIL_PX, 2 * _THUMBNAIL_PX))
+            small = image.convert("RGB")
+    except (OSError, SyntaxError, ValueError, Image.DecompressionBombError, Image.DecompressionBombWarning):
+        return None
+    small.thumbnail((_THUMBNAIL_PX, _THUMBNAIL_PX))
+    content = io.BytesIO()
+    small.save(content, "JPEG", quality=72, optimize=True)
+    return base64.b64encode(content.getvalue()).decode(), small.width, small.height
+
+
+@dataclass(frozen=True)
+class _Level:
+    """One level of a funnel: how many came this far, and why those before it did not."""
+
+    label: str
+    count: int
+    of: int  # the first level's count
+    lost: tuple[tuple[str, int], ...]  # (reason, count), the most frequent first
+
+
+def _funnels(
+    views: Sequence[_VideoView],
+    source_rejects: Sequence[Reject],
+    narratives: Sequence[Narrative],
+    rejects: Sequence[Reject],
+) -> dict[str, list[_Level]]:
+    speech = "with speech or marked steps" if any(view.is_annotated for view in views) else "with speech"
+    tests: list[tuple[str, Callable[[_VideoView], bool]]] = [
+        ("usable", lambda view: view.video is not None),
+        ("with clips", lambda view: bool(view.clips)),
+        (speech, lambda view: bool(view.words) or view.is_annotated),
+        ("with actions", lambda view: bool(view.actions)),
+        ("with a match", lambda view: bool(view.steps)),
+        ("narratives", lambda view: view.split is not None),
+    ]
+    found = len(views) + len(source_rejects)
+    videos = [_Level("found", found, found, ())]
+    left, gone = list(views), [str(row.reason) for row in source_rejects]
+    for label, test in tests:
+        gone += [str(view.stop.reason) if view.stop else "unfinished" for view in left if not test(view)]
+        left = [view for view in left if test(view)]
+        videos.append(_Level(label, len(left), found, _counted(gone)))
+        gone = []
+
+    in_set = {row.narrative for row in narratives}
+    cut = [(view, index) for view in views for index in view.clips]
+    why_clip = {(row.narrative, row.clip_index): str(row.reason) for row in rejects if row.clip_index is not None}
+    clips = _levels(
+        "cut",
+        cut,
+        [
+            ("captioned", lambda view, index: index in view.captions),
+            ("matched", lambda view, index: index in view.numbers),
+            ("in narratives", lambda view, _: view.name in in_set),
+        ],
+        why_clip,
+    )
+    told = [(view, index) for view in views for index in view.actions]
+    why_action = {(row.narrative, row.action_index): str(row.reason) for row in rejects if row.action_index is not None}
+    matched = {(view.name, match.action_index) for view in views for match in view.steps}
+    actions = _levels(
+        "found",
+        told,
+        [
+            ("matched", lambda view, index: (view.name, index) in matched),
+            ("in narratives", lambda view, _: view.name in in_set),
+        ],
+        why_action,
+    )
+    return {"Videos": videos, "Clips": clips, "Actions": actions}
+
+
+def _levels(
+    first: str,
+    items: list[tuple[_VideoView, int]],
+    tests: Sequence[tuple[str, Callable[[_VideoView, int], bool]]],
+    why: Mapping[tuple[str | None, int], str],
+) -> list[_Level]:
+    """A funnel of things that videos have many of; what has no reason of its own went with its video."""
+    levels = [_Level(first, len(items), len(items), ())]
+    for label, test in tests:
+        passed = [item for item in items if test(*item)]
+        gone = [
+            why.get((view.name, index)) or (str(view.stop.reason) if view.stop else "unfinished")
+            for view, index in items
+            if not test(view, index)
+        ]
+        items = passed
+        levels.append(_Level(label, len(items), levels[0].count, _counted(gone)))
+    return levels
+
+
+def _counted(reasons: Iterable[str]) -> tuple[tuple[str, int], ...]:
+    return tuple(sorted(Counter(reasons).items(), key=lambda item: (-item[1], item[0])))
+
+
+def _action_origins(views: Sequence[_VideoView], rejects: Sequence[Reject]) -> list[tuple[str, str, int]]:
+    """How actions came to be: (kind, what it means, count); kinds without any are left out."""
+    counts: Counter[str] = Counter()
+    for view in views:
+        for action in view.actions.values():
+            counts["manual" if action.origin == "manual" else "verbatim" if is_verbatim(action) else "rewritten"] += 1
+    refused = {Reason.UNUSABLE_ANSWER, Reason.UNGROUNDED_ACTION, Reason.NOT_AN_ACTION}
+    counts["rejected"] = sum(row.reason in refused and not row.is_video_level for row in rejects)
+    kinds = {
+        "rewritten": "written by the language model in other words than those spoken",
+        "verbatim": "words as they were spoken",
+        "manual": "marked by people",
+        "rejected": "answers of the language model that did not hold, and talk without an action",
+    }
+    return [(kind, text, counts[kind]) for kind, text in kinds.items() if counts[kind]]
+
+
+def is_verbatim(action: Action) -> bool:
+    """Whether the action's words stand side by side, in this order, in the speech that it rests on."""
+    text, spoken = (" ".join(re.findall(r"\w+", part.lower())) for part in (action.text, action.raw_text))
+    return f" {text} " in f" {spoken} "
+
+
+def _reasons(rejects: Sequence[Reject]) -> list[tuple[str, str, str, int]]:
+    """(stage, level, reason, count), the most frequent first."""
+    counts = Counter(
+        (
+            row.stage,
+            "video" if row.is_video_level else "clip" if row.clip_index is not None else "action",
+            str(row.reason),
+        )
+        for row in rejects
+    )
+    return [(*key, count) for key, count in sorted(counts.items(), key=lambda item: (-item[1], item[0]))]
+
+
+def _models(states: Sequence[VideoState]) -> list[tuple[str, list[str]]]:
+    """(stage, the models that its results name), in the order of the stages."""
+    models: dict[str, set[str]] = {}
+    for state in states:
+        for name, result in state.results.items():
+            if result.lineage.model:
+                models.setdefault(name, set()).add(result.lineage.model)
+    return [(name, sorted(found)) for name, found in models.items()]

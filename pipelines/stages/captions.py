@@ -1,0 +1,147 @@
+"""captions: what is seen in each clip, in words."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Literal
+
+from cookgen.config import machinery
+from cookgen.dataset.decode import read_frames
+from cookgen.errors import UsageError
+from cookgen.files import digest
+from cookgen.perception.caption_models import PROMPT, Captioner, whole_sentences
+from cookgen.perception.caption_models.endpoint import EndpointCaptioner
+from cookgen.perception.caption_models.llava_next import GRID_PROMPT, LlavaNextCaptioner
+from cookgen.perception.caption_models.tags import TagsCaptioner
+from cookgen.records import Caption, Clip, Reason, Reject
+from pipelines.stage import Needs, Places, Stage
+
+MAX_CHARS = 2000  # a caption is a few sentences; a model that rambles is cut at the end of a sentence
+
+
+@dataclass(frozen=True)
+class CaptionsConfig:
+    """Which captioner looks at how many frames.
+
+    kind "tags" needs nothing else. "endpoint" needs `model`, the name that the server gives it, and `url`, ending in
+    /v1. "llava_next" needs `model`, a folder or a hub repository at a commit. num_frames are evenly spaced over the
+    clip. max_tokens bounds a language model's answer.
+    """
+
+    kind: Literal["tags", "endpoint", "llava_next"] = "tags"
+    model: str = ""
+    num_frames: int = 8
+    max_tokens: int = 256
+    url: str = machinery("")
+    timeout_s: float = machinery(120.0)
+    num_tries: int = machinery(5)
+
+    def __post_init__(self) -> None:
+        for name, value in (
+            ("num_frames", self.num_frames),
+            ("max_tokens", self.max_tokens),
+            ("num_tries", self.num_tries),
+        ):
+            if value < 1:
+                raise ValueError(f"{name} is {value}; it must be at least 1")
+        if not self.timeout_s > 0:
+            raise ValueError(f"timeout_s is {self.timeout_s}; it must be more than 0 seconds")
+
+
+@dataclass(frozen=True)
+class Tool:
+    """What one worker holds: the captioner, and where the clips are."""
+
+    captioner: Captioner
+    places: Places
+
+
+def load(config: CaptionsConfig, places: Places) -> Tool:
+    """The captioner that the configuration names. Raises UsageError for one that is not named whole."""
+    _require_model(config)
+    captioner: Captioner
+    if config.kind == "endpoint":
+        if not config.url:
+            raise UsageError(
+                "captions.kind=endpoint needs the server's address: --set captions.url=http://127.0.0.1:8000/v1"
+            )
+        captioner = EndpointCaptioner(
+            url=config.url,
+            model=config.model,
+            max_tokens=config.max_tokens,
+            timeout_s=config.timeout_s,
+            num_tries=config.num_tries,
+        )
+    elif config.kind == "llava_next":
+        captioner = LlavaNextCaptioner.load(config.model, max_tokens=config.max_tokens)
+    else:
+        captioner = TagsCaptioner.load()
+    return Tool(captioner, places)
+
+
+def identity(config: CaptionsConfig) -> str:
+    """ "id@revision" of all that the captions depend on besides the configuration: the model, and its prompt's digest.
+
+    What an endpoint serves under a name is the operator's word. Raises as the model store does.
+    """
+    _require_model(config)
+    if config.kind == "endpoint":
+        return f"{config.model}@endpoint+prompt@{digest(PROMPT)[:12]}"
+    if config.kind == "llava_next":
+        return f"{LlavaNextCaptioner.identity(config.model)}+prompt@{digest([GRID_PROMPT, PROMPT])[:12]}"
+    return TagsCaptioner.identity()
+
+
+def _require_model(config: CaptionsConfig) -> None:
+    if config.kind != "tags" and not config.model:
+        raise UsageError(f"captions.kind={config.kind} needs a model: --set captions.model=NAME")
+    if config.kind == "tags" and config.model:
+        raise UsageError(
+            f"captions.model={config.model} has no use with captions.kind=tags, whose classifier is fixed; "
+            "add --set captions.kind=endpoint or captions.kind=llava_next"
+        )
+
+
+def caption_clips(clips: tuple[Clip, ...], *, config: CaptionsConfig, tool: Tool) -> Iterator[Caption | Reject]:
+    """A caption for each clip, in the order given; a clip of which the model says nothing is a reject."""
+    for clip in clips:
+        path = tool.places.medium(clip.sha256, ".mp4")
+        frames_THWC = read_frames(path, frame_numbers(clip.num_frames, config.num_frames))
+        text = tidy(tool.captioner.caption(frames_THWC, key=f"{clip.narrative}-{clip.clip_index:03d}"))
+        if text:
+            yield Caption(narrative=clip.narrative, clip_index=clip.clip_index, text=text, origin=tool.captioner.origin)
+        else:
+            yield Reject(
+                narrative=clip.narrative,
+                path="",  # the rows of one clip do not know their video's path
+                clip_index=clip.clip_index,
+                stage="captions",
+                reason=Reason.EMPTY_CAPTION,
+                detail=f"{tool.captioner.origin} said nothing",
+            )
+
+
+def frame_numbers(num_frames: int, num_wanted: int) -> list[int]:
+    """The middles of num_wanted equal parts of a clip of num_frames frames; every frame once, if it has fewer."""
+    num = min(num_frames, num_wanted)
+    return [(2 * part + 1) * num_frames // (2 * num) for part in range(num)]
+
+
+def tidy(text: str) -> str:
+    """One line of printable text with single blanks, at most 2000 characters, cut after a whole sentence."""
+    line = " ".join("".join(char if char.isprintable() else " " for char in text).split())
+    return line if len(line) <= MAX_CHARS else whole_sentences(line, MAX_CHARS)
+
+
+STAGE = Stage(
+    name="captions",
+    reads=(Clip,),
+    writes=Caption,
+    run=caption_clips,
+    config=CaptionsConfig(),
+    needs=Needs(cpus=1),
+    version=1,
+    load=load,
+    model=identity,
+)
