@@ -167,7 +167,7 @@ def run_ffmpeg(
             raise OSError(errno.ENOSPC, "No space left on device: ffmpeg could not write its output")
         if "Cannot allocate memory" in finished.log:
             raise MemoryError("ffmpeg could not allocate memory")
-        if "received signal" in finished.log and returncode == 255:
+        if returncode == 255 and "Operation not permitted" not in finished.log:  # the other thing that 255 means
             raise ChildKilledError("ffmpeg was told to stop by a signal")
     return finished
 

@@ -57,5 +57,6 @@ def load_text_embedder(model: str = "all-minilm-l6-v2", *, cpu_threads: int = 1)
         tokenizer = AutoTokenizer.from_pretrained(path, local_files_only=True)
         encoder = AutoModel.from_pretrained(path, local_files_only=True, dtype=torch.float32).eval()
     except (OSError, ValueError) as error:  # what transformers raises for files it cannot read
-        raise ModelError(f"{model}: {error}; a sentence encoder in transformers' form is needed") from error
+        reason = str(error).strip().split("\n")[0]
+        raise ModelError(f"{model}: {reason}; a sentence encoder in transformers' form is needed") from error
     return TextEmbedder(tokenizer, encoder, int(encoder.config.hidden_size))

@@ -30,8 +30,8 @@ from pipelines.stage import VideoState
 R = TypeVar("R", bound=Record)
 _FOLDER = Path(__file__).parent
 _MAX_DETAILED = 100  # videos with a timeline of their own
-_MAX_DETAIL_CHARS = 15_000_000  # and no more of them than this
-_MAX_LISTED = 20_000  # rows in the list of all videos
+_MAX_DETAIL_BYTES = 15_000_000  # and no more of them than this
+_MAX_LISTED = 5_000  # rows in the list of all videos
 _MAX_CARDS = 60  # keyframes a video
 _MAX_TEXT = 600  # characters of a text from outside
 _MAX_SPEECH = 20_000  # characters of a transcript
@@ -79,10 +79,10 @@ def report_page(
     style, script = ((_FOLDER / name).read_text(encoding="utf-8") for name in ("style.css", "script.js"))
     environment = _environment()
     details: list[Markup] = []
-    room = _MAX_DETAIL_CHARS
+    room = _MAX_DETAIL_BYTES
     for view in views[:_MAX_DETAILED]:
         detail = Markup(environment.get_template("video.html").render(video=view, cards=view.cards(media)))
-        room -= len(detail)
+        room -= len(detail.encode(errors="replace"))
         if room < 0:
             break
         details.append(detail)

@@ -28,7 +28,7 @@ from cookgen.dataset.card import card_text
 from cookgen.dataset.statistics import Statistics
 from cookgen.dataset.tables import table_path, table_writer, write_table
 from cookgen.errors import InputError
-from cookgen.files import atomic_path, canonical_json, digest, write_atomic
+from cookgen.files import atomic_path, canonical_json, write_atomic
 from cookgen.records import (
     FORMAT,
     TABLES,
@@ -91,40 +91,6 @@ class _Planned:
     num_steps: int
     num_bytes: int
     position: int  # in the sequence of states
-
-
-def set_digest(
-    states: Sequence[VideoState],
-    source_rejects: Sequence[Reject],
-    *,
-    config: ShardsConfig,
-    run_config: Any,
-    stages: tuple[Stage, ...],
-) -> str:
-    """sha256 (64 hex digits) over all that goes into a set: equal digests, equal bytes (but for the report).
-
-    Independent of the order of states and rejects. Rows are covered by their results' content keys.
-    """
-    videos = sorted(
-        [
-            state.source.narrative,
-            state.source.content_digest(),
-            [
-                [stage.name, result.key, [reject.to_json() for reject in result.rejects]]
-                for stage in stages
-                if (result := state.results.get(stage.name)) is not None
-            ],
-        ]
-        for state in states
-    )
-    return digest(
-        {
-            "version": [__version__, VERSION],
-            "config": [config_digest(config), config_digest(run_config)],
-            "videos": videos,
-            "source_rejects": sorted(canonical_json(reject.to_json()) for reject in source_rejects),
-        }
-    )
 
 
 def write_shards(

@@ -17,7 +17,6 @@ from typing import Any
 import psutil
 import pyarrow.parquet as pq
 import pytest
-import webdataset
 
 from cookgen import load_split
 from cookgen.dataset.validate import validate
@@ -81,7 +80,28 @@ def content_words(text: str) -> set[str]:
     return {word for word in words if len(word) > 3 and word not in {"with", "into", "over", "until", "then", "from"}}
 
 
-def test_every_reader_counts_the_same_clips(demo: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+WEBDATASET = """
+import json, sys, webdataset
+samples = list(webdataset.WebDataset(sys.argv[1:], shardshuffle=False))
+print(json.dumps({"clips": len(samples), "whole": sum({"json", "mp4", "jpg"} <= sample.keys() for sample in samples)}))
+"""
+DATASETS = """
+import json, sys, datasets
+loaded = datasets.load_dataset(sys.argv[1], cache_dir=sys.argv[2])
+print(json.dumps({name: split.num_rows for name, split in loaded.items()}))
+"""
+
+
+def read_elsewhere(code: str, *args: Path) -> Any:
+    """What a foreign reader prints, in a process of its own, without a network."""
+    environment = {**os.environ, "HF_HUB_OFFLINE": "1", "HF_DATASETS_OFFLINE": "1"}
+    command = [sys.executable, "-c", code, *map(str, args)]
+    run = subprocess.run(command, capture_output=True, text=True, env=environment, check=False, timeout=300)
+    assert run.returncode == 0, run.stderr
+    return json.loads(run.stdout.splitlines()[-1])
+
+
+def test_every_reader_counts_the_same_clips(demo: Path) -> None:
     manifest = json.loads((demo / "dataset.json").read_text())
     for name, split in manifest["splits"].items():
         paths = [demo / shard["path"] for shard in split["shards"]]
@@ -89,23 +109,13 @@ def test_every_reader_counts_the_same_clips(demo: Path, tmp_path: Path, monkeypa
         for path in paths:
             with tarfile.open(path) as tar:
                 in_tar += sum(member.name.endswith(".mp4") for member in tar)
-        samples = list(webdataset.WebDataset([str(path) for path in paths], shardshuffle=False)) if paths else []
-        assert in_tar == len(samples) == split["num_clips"] == sum(len(n.steps) for n in load_split(name, demo))
-        assert all({"json", "mp4", "jpg"} <= sample.keys() for sample in samples)
+        assert in_tar == split["num_clips"] == sum(len(n.steps) for n in load_split(name, demo))
+        if paths:
+            assert read_elsewhere(WEBDATASET, *paths) == {"clips": in_tar, "whole": in_tar}
 
 
 def test_hugging_face_datasets_opens_it(demo: Path, tmp_path: Path) -> None:
-    code = f"""
-import datasets, json
-loaded = datasets.load_dataset({str(demo)!r}, cache_dir={str(tmp_path)!r})
-print(json.dumps({{name: split.num_rows for name, split in loaded.items()}}))
-"""
-    environment = {**os.environ, "HF_HUB_OFFLINE": "1", "HF_DATASETS_OFFLINE": "1", "HF_HOME": str(tmp_path)}
-    run = subprocess.run(
-        [sys.executable, "-c", code], capture_output=True, text=True, env=environment, check=False, timeout=300
-    )
-    assert run.returncode == 0, run.stderr
-    rows = json.loads(run.stdout.splitlines()[-1])
+    rows = read_elsewhere(DATASETS, demo, tmp_path)
     splits = json.loads((demo / "dataset.json").read_text())["splits"]
     assert rows == {"train": splits["train"]["num_clips"], "validation": splits["val"]["num_clips"]}
 

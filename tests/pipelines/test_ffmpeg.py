@@ -60,7 +60,7 @@ def test_a_failure_is_returned_with_its_reason(tmp_path: Path) -> None:
 
 def test_a_time_out_kills_and_is_no_verdict() -> None:
     started = time.monotonic()
-    with pytest.raises(ChildKilledError, match="time-out of 0.5 s"):
+    with pytest.raises(ChildKilledError, match=r"time-out of 0\.5 s"):
         run_ffmpeg(ENDLESS, timeout_s=0.5)
     assert time.monotonic() - started < 30
     assert children() == []

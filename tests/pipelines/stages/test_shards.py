@@ -10,7 +10,6 @@ import subprocess
 import sys
 import tarfile
 from collections import Counter
-from dataclasses import replace
 from itertools import groupby, pairwise
 from pathlib import Path
 from typing import Any
@@ -37,7 +36,7 @@ from cookgen.records import (
     Video,
 )
 from pipelines.stage import VideoState
-from pipelines.stages.shards import ShardsConfig, set_digest, write_shards
+from pipelines.stages.shards import ShardsConfig, write_shards
 from tests.shardset import NUM_FRAMES, STAGES, Media, RunConfig, Story, jpg, make_state, make_states, mp4
 
 MIXED = (
@@ -375,25 +374,6 @@ def test_many_narratives_make_shards_near_the_target(media: Media, tmp_path: Pat
     shards = manifest.splits["train"].shards
     assert 4 <= len(shards) <= 10
     assert all(2 <= shard.num_narratives <= 40 for shard in shards)
-
-
-def test_set_digest_says_when_there_is_nothing_to_do(media: Media) -> None:
-    def of(states: list[VideoState], rejects: list[Reject] | None = None, config: ShardsConfig | None = None) -> str:
-        config = config or ShardsConfig()
-        return set_digest(states, rejects or [], config=config, run_config=RunConfig(config), stages=STAGES)
-
-    states = make_states(MIXED, media)
-    base = of(states)
-    missing = Reject(narrative="demo-gone", path="gone.mp4", stage="source", reason=Reason.VIDEO_MISSING)
-    assert of(states[::-1]) == base
-    assert of(states[1:]) != base
-    assert of(states, [missing]) != base
-    assert of(states, config=ShardsConfig(min_steps=3)) != base
-    result = states[0].results["captions"]
-    changed = states[0].with_result(replace(result, key="0" * 64))
-    assert of([changed, *states[1:]]) != base
-    slower = states[0].with_result(replace(result, seconds=99.0))
-    assert of([slower, *states[1:]]) == base
 
 
 def test_tables_hold_what_the_stages_said(mixed: tuple[Path, Manifest], media: Media) -> None:

@@ -1,0 +1,253 @@
+"""Sound on the container's clock, and words whose times hold."""
+
+from __future__ import annotations
+
+import difflib
+import json
+import math
+import re
+from pathlib import Path
+
+import av
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from cookgen.errors import ModelError, ShapeError
+from cookgen.perception.speech import (
+    RATE_HZ,
+    AudioError,
+    Samples,
+    TimedWord,
+    Whisper,
+    in_order,
+    load_whisper,
+    read_audio,
+    windows,
+)
+
+HZ = 48_000
+
+
+@pytest.fixture(scope="module")
+def whisper() -> Whisper:
+    return load_whisper("whisper-tiny.en")
+
+
+def audio_of(path: Path, *, start_s: float = 0.0, duration_s: float = 60.0) -> Samples:
+    with av.open(str(path)) as container:
+        stream = container.streams.audio[0].index
+        return np.concatenate(
+            list(read_audio(container, stream=stream, start_s=start_s, duration_s=duration_s)) or [np.zeros(0, "f4")]
+        )
+
+
+def tone(seconds: float, hz: int = HZ, level: float = 0.5) -> np.ndarray:
+    return (level * np.sin(2 * np.pi * 440 * np.arange(round(seconds * hz)) / hz)).astype(np.float32)
+
+
+def write_runs(path: Path, runs: list[tuple[float, np.ndarray]]) -> Path:
+    """A Matroska file with float PCM: each run starts at its own timestamp, 20 ms a packet."""
+    with av.open(str(path), "w") as container:
+        stream = container.add_stream("pcm_f32le", rate=HZ, layout="mono")
+        for onset_s, samples in runs:
+            for first in range(0, len(samples), HZ // 50):
+                part = samples[first : first + HZ // 50]
+                frame = av.AudioFrame.from_ndarray(part[None, :], format="flt", layout="mono")
+                frame.rate, frame.pts = HZ, round(onset_s * HZ) + first
+                container.mux(stream.encode(frame))
+        container.mux(stream.encode(None))
+    return path
+
+
+def loud_spans(audio: Samples) -> list[tuple[float, float]]:
+    """Where the sound is, to 10 ms."""
+    frame = RATE_HZ // 100
+    loud = np.abs(audio[: len(audio) // frame * frame].reshape(-1, frame)).max(axis=1) > 0.1
+    edges = np.flatnonzero(np.diff(np.concatenate([[False], loud, [False]]).astype(int)))
+    return [(start / 100, end / 100) for start, end in zip(edges[::2], edges[1::2], strict=True)]
+
+
+def near(spans: list[tuple[float, float]], expected: list[tuple[float, float]]) -> bool:
+    return len(spans) == len(expected) and np.allclose(spans, expected, atol=0.021)
+
+
+def test_late_starts_and_gaps_are_silence(tmp_path: Path) -> None:
+    path = write_runs(tmp_path / "gaps.mkv", [(1.5, tone(1)), (4.0, tone(0.5)), (20.0, tone(1))])
+    assert near(loud_spans(audio_of(path)), [(1.5, 2.5), (4.0, 4.5), (20.0, 21.0)])
+
+
+def test_times_count_from_the_containers_start(tmp_path: Path) -> None:
+    path = write_runs(tmp_path / "offset.mkv", [(101.0, tone(1))])
+    assert near(loud_spans(audio_of(path, start_s=100.0)), [(1.0, 2.0)])
+
+
+def test_nothing_lies_before_the_start_or_after_the_end(tmp_path: Path) -> None:
+    path = write_runs(tmp_path / "long.mkv", [(0.0, tone(5)), (30.0, tone(1)), (6.0, tone(1))])
+    audio = audio_of(path, start_s=1.0, duration_s=8.0)
+    assert near(loud_spans(audio), [(0.0, 4.0), (5.0, 6.0)])  # the wild timestamp hides nothing
+    assert len(audio) <= 8 * RATE_HZ
+
+
+def test_a_far_timestamp_costs_no_memory(tmp_path: Path) -> None:
+    path = write_runs(tmp_path / "far.mkv", [(0.0, tone(1)), (40_000.0, tone(1))])
+    assert len(audio_of(path, duration_s=3.0)) <= 3 * RATE_HZ
+    with av.open(str(path)) as container:
+        blocks = read_audio(container, stream=0, start_s=0, duration_s=50_000.0)
+        assert max(len(block) for block, _ in zip(blocks, range(200), strict=False)) <= 10 * RATE_HZ
+
+
+def test_overlapping_timestamps_are_cut(tmp_path: Path) -> None:
+    path = write_runs(tmp_path / "back.mkv", [(0.0, tone(2)), (1.0, tone(2))])
+    assert near(loud_spans(audio_of(path)), [(0.0, 3.0)])
+
+
+def test_samples_that_are_no_numbers_are_silence(tmp_path: Path) -> None:
+    wild = tone(1)
+    wild[::7], wild[1::7], wild[2::7] = np.nan, np.inf, 1e30
+    audio = audio_of(write_runs(tmp_path / "nan.mkv", [(0.0, wild), (1.0, tone(1))]))
+    assert np.isfinite(audio).all() and np.abs(audio).max() <= 1
+
+
+def test_what_decodes_is_kept(data: Path) -> None:
+    audio = audio_of(data / "odd/moviepy_video_with_failing_audio.mp4")
+    assert len(audio) and np.isfinite(audio).all()
+
+
+def test_another_stream_than_audio_is_refused(data: Path) -> None:
+    with av.open(str(data / "videos/mdn_friday.mp4")) as container:
+        video = container.streams.video[0].index
+        for stream in (video, 99):
+            with pytest.raises(AudioError, match=f"stream {stream} is not audio"):
+                list(read_audio(container, stream=stream, start_s=0, duration_s=1))
+
+
+def test_both_tracks_can_be_read(data: Path) -> None:
+    path = data / "odd/pancake_two_audio.mp4"
+    with av.open(str(path)) as container:
+        indices = [stream.index for stream in container.streams.audio]
+    tracks = []
+    for index in indices:
+        with av.open(str(path)) as container:
+            tracks.append(np.concatenate(list(read_audio(container, stream=index, start_s=0, duration_s=60))))
+    assert len(tracks) == 2
+    common = min(map(len, tracks))
+    assert not np.allclose(tracks[0][:common], tracks[1][:common], atol=1e-3)
+
+
+@pytest.mark.parametrize("name", ["mdn_friday.mp4", "stllm_mixing_bowl.mp4", "decord_flipping_a_pancake.mkv"])
+def test_as_many_samples_as_the_reference_decoder(data: Path, name: str) -> None:
+    from faster_whisper.audio import decode_audio
+
+    reference = decode_audio(str(data / "videos" / name))
+    ours = audio_of(data / "videos" / name, duration_s=600)
+    assert abs(len(ours) - len(reference)) <= 0.1 * RATE_HZ
+    common = min(len(ours), len(reference))
+    assert np.corrcoef(ours[:common], reference[:common])[0, 1] > 0.9
+
+
+@given(
+    lengths=st.lists(st.integers(1, 3 * RATE_HZ), max_size=8),
+    max_s=st.floats(1.0, 4.0),
+)
+def test_windows_keep_every_sample_once(lengths: list[int], max_s: float) -> None:
+    audio = np.arange(sum(lengths), dtype=np.float32)
+    blocks = np.split(audio, np.cumsum(lengths)[:-1]) if lengths else []
+    found = list(windows(blocks, max_s=max_s, search_s=0.8))
+    assert sum(len(window) for _, window in found) == len(audio)
+    for offset_s, window in found:
+        assert len(window) <= max_s * RATE_HZ + 1
+        np.testing.assert_array_equal(window, audio[round(offset_s * RATE_HZ) :][: len(window)])
+
+
+def test_windows_are_cut_in_a_pause() -> None:
+    audio = np.concatenate([tone(8.3, RATE_HZ), np.zeros(RATE_HZ // 2, np.float32), tone(8, RATE_HZ)])
+    (_, first), (offset_s, _) = windows([audio], max_s=10, search_s=4)
+    assert 8.3 < offset_s < 8.8 and len(first) == round(offset_s * RATE_HZ)
+
+
+times = st.one_of(st.floats(-5, 40), st.sampled_from([math.nan, math.inf, -math.inf, 0.0]))
+spoken = st.builds(TimedWord, st.sampled_from(["a", "stir", " ", ""]), times, times, st.floats())
+
+
+@given(words=st.lists(spoken, max_size=30), duration_s=st.floats(0.001, 30))
+def test_times_hold_whatever_comes(words: list[TimedWord], duration_s: float) -> None:
+    kept = in_order(words, duration_s=duration_s)
+    assert [word.text for word in kept] == [word.text for word in words if word.text.strip()]
+    previous_end = 0.0
+    for word in kept:
+        assert previous_end - 1e-9 <= word.start_s < word.end_s <= duration_s + 1e-9
+        assert 0 <= word.probability <= 1
+        previous_end = word.end_s
+
+
+@given(st.lists(st.tuples(st.floats(0, 1), st.floats(0.03, 2)), min_size=1, max_size=20))
+def test_good_times_stay(steps: list[tuple[float, float]]) -> None:
+    words, now = [], 0.0
+    for pause, length in steps:
+        words.append(TimedWord("w", now + pause, now + pause + length, 0.5))
+        now += pause + length
+    assert in_order(words, duration_s=now) == words
+
+
+def errors(reference: list[str], found: list[str]) -> float:
+    """Word error rate: the least edits between the two, a word of the reference."""
+    row = list(range(len(found) + 1))
+    for i, expected in enumerate(reference, 1):
+        diagonal, row[0] = row[0], i
+        for j, word in enumerate(found, 1):
+            diagonal, row[j] = row[j], min(row[j] + 1, row[j - 1] + 1, diagonal + (word != expected))
+    return row[-1] / len(reference)
+
+
+def plain(text: str) -> list[str]:
+    return re.sub(r"[^a-z0-9' ]", " ", text.lower().replace("'ve", "")).split()
+
+
+def test_it_hears_what_is_said_and_when(data: Path, whisper: Whisper) -> None:
+    truth = json.loads((data / "videos/va_pepperoni_pizza_narrated.gt.json").read_text())["asr"]
+    audio = audio_of(data / "videos/va_pepperoni_pizza_narrated.mp4", duration_s=55)
+    words = whisper.transcribe(audio)
+    assert errors(plain(" ".join(line["text"] for line in truth)), plain(" ".join(w.text for w in words))) < 0.2
+    outside = [w for w in words if not any(t["start"] - 0.6 < w.start_s < w.end_s < t["end"] + 0.6 for t in truth)]
+    assert len(outside) <= 2, outside
+    assert whisper.transcribe(audio) == words
+    late = whisper.transcribe(audio[: 8 * RATE_HZ], offset_s=100.0)
+    assert all(100 <= word.start_s < word.end_s <= 108 for word in late)
+
+
+def test_an_improbable_window_is_dropped(data: Path, whisper: Whisper) -> None:
+    from dataclasses import replace
+
+    audio = audio_of(data / "videos/mdn_friday.mp4")
+    assert whisper.transcribe(audio)
+    assert replace(whisper, log_prob_threshold=-0.01).transcribe(audio) == []
+    assert replace(whisper, compression_ratio_threshold=0.1).transcribe(audio) == []
+
+
+def test_nothing_is_heard_where_nobody_speaks(data: Path, whisper: Whisper) -> None:
+    noise = (0.1 * np.random.default_rng(0).standard_normal(10 * RATE_HZ)).astype(np.float32)
+    silence = np.zeros(10 * RATE_HZ, np.float32)
+    for audio in (silence, noise, tone(10, RATE_HZ), silence[:0], silence[:100]):
+        assert whisper.transcribe(audio) == []
+    assert whisper.transcribe(audio_of(data / "videos/longva_cook_water.mp4")) == []
+
+
+def test_parts_of_a_word_are_one_word(data: Path, whisper: Whisper) -> None:
+    words = whisper.transcribe(audio_of(data / "videos/laion400m_talk.mp4", duration_s=30))
+    assert words and not [word for word in words if re.match(r"[-']", word.text)]
+    said = [re.sub(r"\W", "", word.text.lower()) for word in words]
+    expected = "hello and welcome to".split()
+    assert difflib.SequenceMatcher(None, expected, said[:6]).ratio() > 0.7
+
+
+def test_stereo_is_refused(whisper: Whisper) -> None:
+    with pytest.raises(ShapeError, match=r"\(2, 100\)"):
+        whisper.transcribe(np.zeros((2, 100), np.float32))
+
+
+def test_files_that_are_no_whisper_are_named(tmp_path: Path) -> None:
+    (tmp_path / "model.bin").write_bytes(b"nonsense")
+    with pytest.raises(ModelError, match=f"{tmp_path}.*CTranslate2"):
+        load_whisper(str(tmp_path))
