@@ -153,12 +153,13 @@ def main(args: Sequence[str] | None = None) -> int:
     """Runs a command and returns its exit code."""
     signal.signal(signal.SIGTERM, signal.default_int_handler)  # a polite kill cleans up as Ctrl-C does
     try:
-        return tyro.extras.subcommand_cli_from_dict(
+        code: int = tyro.extras.subcommand_cli_from_dict(
             {"run": run, "plan": plan, "status": status, "report": report},
             prog="python -m pipelines",
             description="Turns cooking videos into cookgen/1 shards.",
             args=_one_set(sys.argv[1:] if args is None else args),
         )
+        return code
     except CookgenError as error:
         sys.stderr.write(f"error: {error}\n")
         return 2

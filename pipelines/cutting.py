@@ -33,6 +33,8 @@ MAX_CUTS = 8  # encoders that one child runs
 MAX_GAP_S = 5.0  # between two clips of one child, where a seek could skip it
 GOP_S = 2.0  # longest distance between keyframes of a clip: readers jump into it
 DETECTION_PX = 256  # long side of the frames in which shots are found
+# Timestamps as they are in the file, and made up from the decoding order only where a file has none (AVI).
+READING = ["-threads", "1", "-copyts", "-fflags", "+genpts"]
 _DAMAGE = re.compile(r"\[vist#.*(corrupt decoded frame|error submitting packet|decoding error)", re.IGNORECASE)
 
 
@@ -200,7 +202,7 @@ def _attempt(
     begin = _seek_point(footage, min(cuts, key=lambda cut: cut.shown[0])) if seek else None
     stop_s = max(cut.end for cut in cuts) / MICROSECONDS + TAIL_S
     begin_s = 0.0 if begin is None else footage.seconds(begin)
-    args = ["-threads", "1", "-filter_complex_threads", "1", "-copyts"]
+    args = [*READING, "-filter_complex_threads", "1"]
     if begin is not None:
         args += ["-noaccurate_seek", "-ss", f"{begin_s + 1e-5:.6f}"]  # a hair late: never the keyframe before
     args += ["-to", f"{stop_s:.6f}", *input_args(footage.path)]
@@ -374,7 +376,7 @@ def decode_small(
 
     with tempfile.TemporaryDirectory(dir=scratch, prefix="shots-") as folder:
         report = Path(folder) / "frames"
-        args = ["-threads", "1", "-copyts", *input_args(footage.path), "-map", f"0:{footage.video_stream}"]
+        args = [*READING, *input_args(footage.path), "-map", f"0:{footage.video_stream}"]
         args += ["-fps_mode", "passthrough"]
         args += ["-vf", f"scale={small_w}:{small_h}:flags=fast_bilinear+bitexact", "-pix_fmt", "bgr24"]
         args += ["-stats_enc_pre:v", str(report), "-stats_enc_pre_fmt:v", "{ptsi} {tbi}"]

@@ -19,7 +19,7 @@ _BOX_PARENTS = frozenset({b"moov", b"trak"})
 
 def open_container(path: str | os.PathLike[str]) -> InputContainer:
     """Opens a file from outside for reading, as video containers only. Raises av.FFmpegError where it is none."""
-    options = {"format_whitelist": CONTAINERS, "protocol_whitelist": PROTOCOLS}
+    options = {"format_whitelist": CONTAINERS, "protocol_whitelist": PROTOCOLS, "fflags": "+genpts"}
     container: InputContainer = av.open(file_url(path), mode="r", options=options, metadata_errors="replace")
     return container
 
