@@ -177,7 +177,7 @@ def _groups(footage: Footage, cuts: Sequence[Cut]) -> Iterator[list[Cut]]:
 
 
 def _seek_point(footage: Footage, cut: Cut) -> int | None:
-    """The keyframe to begin decoding at; None for the beginning of the file."""
+    """The keyframe that decoding begins at; None where that is the beginning of the file."""
     latest = cut.shown[0] - PREROLL_S / float(footage.time_base)
     at = bisect.bisect_right(footage.keyframes, latest) - 1
     return footage.keyframes[at] if at > 0 else None
@@ -199,17 +199,17 @@ def _attempt(
     seek: bool,
 ) -> list[Made | Failed]:
     """One child for all `cuts`; what it wrote is judged clip by clip."""
-    begin = _seek_point(footage, min(cuts, key=lambda cut: cut.shown[0])) if seek else None
+    first = min(cuts, key=lambda cut: cut.shown[0])
     stop_s = max(cut.end for cut in cuts) / MICROSECONDS + TAIL_S
-    begin_s = 0.0 if begin is None else footage.seconds(begin)
+    begin_s = footage.seconds(first.shown[0]) - PREROLL_S
     args = [*READING, "-filter_complex_threads", "1"]
-    if begin is not None:
-        args += ["-noaccurate_seek", "-ss", f"{begin_s + 1e-5:.6f}"]  # a hair late: never the keyframe before
+    if seek and _seek_point(footage, first) is not None:
+        args += ["-ss", f"{begin_s:.6f}"]  # decoding begins at the keyframe before, and what is earlier is dropped
     args += ["-to", f"{stop_s:.6f}", *input_args(footage.path)]
     args += ["-filter_complex", _graph(footage, cuts, encoding)]
     for number, cut in enumerate(cuts):
         args += _outputs(footage, number, cut, encoding, folder)
-    finished = run_ffmpeg(args, timeout_s=timeout(stop_s - begin_s))
+    finished = run_ffmpeg(args, timeout_s=timeout(stop_s if not seek else stop_s - begin_s))
     damage = _DAMAGE.search(finished.log)
     outcomes: list[Made | Failed] = []
     for number, cut in enumerate(cuts):

@@ -36,7 +36,7 @@ class ServerConfig:
 
     model: str = "smollm2-135m-instruct"  # as modelstore.resolve takes it: a .gguf file
     context_tokens: int = 2048
-    threads: int = 2
+    threads: int = 1  # two wait for each other at every step: 20 times slower as soon as the cores are shared
     seed: int = 0
     start_timeout_s: float = machinery(120.0)  # to load the model and answer for the first time
     hung_after_s: float = machinery(60.0)  # a server silent for that long is killed and started again

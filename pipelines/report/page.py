@@ -22,7 +22,6 @@ import jinja2
 from markupsafe import Markup
 from PIL import Image
 
-from cookgen.files import write_atomic
 from cookgen.records import Action, Caption, Check, Clip, Match, Narrative, Reason, Record, Reject, Video, Word
 from pipelines.report import timeline
 from pipelines.stage import VideoState
@@ -39,21 +38,6 @@ _THUMBNAIL_PX = 160
 _STAND_IN = "tags"  # the captioner that is a classifier, not a vision-language model
 
 
-def write_report(
-    states: Sequence[VideoState],
-    source_rejects: Sequence[Reject],
-    *,
-    out: Path,
-    narratives: Sequence[Narrative],
-    rejects: Sequence[Reject],
-    run: Mapping[str, Any],
-    media: Callable[[str], Path],
-) -> None:
-    """Writes OUT/report.html; see report_page."""
-    page = report_page(states, source_rejects, narratives=narratives, rejects=rejects, run=run, media=media)
-    write_atomic(out / "report.html", page.encode(errors="replace"))
-
-
 def report_page(
     states: Sequence[VideoState],
     source_rejects: Sequence[Reject],
@@ -63,7 +47,7 @@ def report_page(
     run: Mapping[str, Any],
     media: Callable[[str], Path],
 ) -> str:
-    """The page's HTML.
+    """The whole page as HTML that can be written as UTF-8.
 
     states: every video of the run, in any order. source_rejects: what the source itself refused, which has no state.
     narratives, rejects: all rows of those two tables. run: `name`, `source`, `created_by`, `config` (its digest) and,
@@ -87,7 +71,7 @@ def report_page(
             break
         details.append(detail)
     found = [*views, *(_Refused(row) for row in sorted(source_rejects, key=lambda row: (row.path, row.reason)))]
-    return environment.get_template("page.html").render(
+    html = environment.get_template("page.html").render(
         run=run,
         style=Markup(style),
         script=Markup(script),
@@ -106,6 +90,7 @@ def report_page(
         listed=found[:_MAX_LISTED],
         num_unlisted=len(found[_MAX_LISTED:]),
     )
+    return html.encode(errors="replace").decode()  # a lone surrogate in a file's name has no UTF-8
 
 
 def _environment() -> jinja2.Environment:

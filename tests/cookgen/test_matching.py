@@ -71,6 +71,12 @@ def test_two_losses_each_within_the_tolerance_are_not_both_taken() -> None:
     assert best_matching(twice) == enumerated(twice)
 
 
+def test_the_choice_of_more_pairs_stays_open_behind_other_pairs() -> None:
+    # One pair, or two that come later in the list and are 0.6e-9 worse together.
+    allowed = {(0, 0): 0.9, (1, 1): 0.9, (2, 3): 0.8, (3, 2): 0.4, (4, 3): 0.4 - 0.6e-9, (5, 5): 0.9}
+    assert best_matching(allowed) == [(0, 0), (1, 1), (3, 2), (4, 3), (5, 5)] == enumerated(allowed)
+
+
 def test_nothing_allowed_chooses_nothing() -> None:
     assert best_matching({}) == []
 

@@ -107,7 +107,7 @@ def test_a_wrong_name_gets_the_nearest_one() -> None:
 
 def test_a_hub_model_needs_its_commit() -> None:
     for reference in ("openai/whisper-tiny.en", "openai/whisper-tiny.en@main"):
-        with pytest.raises(ModelError, match="openai/whisper-tiny.en@<commit>"):
+        with pytest.raises(ModelError, match=r"openai/whisper-tiny\.en@<commit>"):
             identity(reference)
     commit = "87c7102498dcde7456f24cfd30239ca606ed9063"
     assert identity(f"openai/whisper-tiny.en@{commit}") == f"openai/whisper-tiny.en@{commit}"

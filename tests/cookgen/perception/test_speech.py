@@ -61,6 +61,26 @@ def write_runs(path: Path, runs: list[tuple[float, np.ndarray]]) -> Path:
     return path
 
 
+def write_unordered_runs(path: Path, runs: list[tuple[float, np.ndarray]]) -> float:
+    """An MPEG-TS file whose timestamps may run backwards, as joined recordings have them; gives where its 0 s lies."""
+    content = b""
+    for number, (onset_s, samples) in enumerate(runs):
+        part = path.with_suffix(f".{number}.ts")
+        with av.open(str(part), "w", options={"muxdelay": "0", "muxpreload": "0"}) as container:
+            stream = container.add_stream("mp2", rate=HZ, layout="mono")
+            for first in range(0, len(samples) - 1151, 1152):
+                values = (samples[None, first : first + 1152] * 32767).astype(np.int16)
+                frame = av.AudioFrame.from_ndarray(values, format="s16", layout="mono")
+                frame.rate, frame.pts = HZ, round(onset_s * HZ) + first
+                container.mux(stream.encode(frame))
+            container.mux(stream.encode(None))
+        content += part.read_bytes()
+    path.write_bytes(content)
+    with av.open(str(path)) as container:
+        stream = container.streams.audio[0]
+        return float(stream.start_time * stream.time_base) - runs[0][0]
+
+
 def loud_spans(audio: Samples) -> list[tuple[float, float]]:
     """Where the sound is, to 10 ms."""
     frame = RATE_HZ // 100
@@ -70,7 +90,9 @@ def loud_spans(audio: Samples) -> list[tuple[float, float]]:
 
 
 def near(spans: list[tuple[float, float]], expected: list[tuple[float, float]]) -> bool:
-    return len(spans) == len(expected) and np.allclose(spans, expected, atol=0.021)
+    return len(spans) == len(expected) and np.allclose(
+        spans, expected, atol=0.045
+    )  # of which MPEG audio frames are up to 24 ms
 
 
 def test_late_starts_and_gaps_are_silence(tmp_path: Path) -> None:
@@ -84,8 +106,9 @@ def test_times_count_from_the_containers_start(tmp_path: Path) -> None:
 
 
 def test_nothing_lies_before_the_start_or_after_the_end(tmp_path: Path) -> None:
-    path = write_runs(tmp_path / "long.mkv", [(0.0, tone(5)), (30.0, tone(1)), (6.0, tone(1))])
-    audio = audio_of(path, start_s=1.0, duration_s=8.0)
+    path = tmp_path / "long.ts"
+    zero_s = write_unordered_runs(path, [(0.0, tone(5)), (30.0, tone(1)), (6.0, tone(1))])
+    audio = audio_of(path, start_s=zero_s + 1.0, duration_s=8.0)
     assert near(loud_spans(audio), [(0.0, 4.0), (5.0, 6.0)])  # the wild timestamp hides nothing
     assert len(audio) <= 8 * RATE_HZ
 
@@ -99,8 +122,9 @@ def test_a_far_timestamp_costs_no_memory(tmp_path: Path) -> None:
 
 
 def test_overlapping_timestamps_are_cut(tmp_path: Path) -> None:
-    path = write_runs(tmp_path / "back.mkv", [(0.0, tone(2)), (1.0, tone(2))])
-    assert near(loud_spans(audio_of(path)), [(0.0, 3.0)])
+    path = tmp_path / "back.ts"
+    zero_s = write_unordered_runs(path, [(0.0, tone(2)), (1.0, tone(2))])
+    assert near(loud_spans(audio_of(path, start_s=zero_s)), [(0.0, 3.0)])
 
 
 def test_samples_that_are_no_numbers_are_silence(tmp_path: Path) -> None:
@@ -188,7 +212,8 @@ def test_good_times_stay(steps: list[tuple[float, float]]) -> None:
     for pause, length in steps:
         words.append(TimedWord("w", now + pause, now + pause + length, 0.5))
         now += pause + length
-    assert in_order(words, duration_s=now) == words
+    for before, after in zip(words, in_order(words, duration_s=now), strict=True):
+        assert (after.start_s, after.end_s) == pytest.approx((before.start_s, before.end_s), abs=1e-9)
 
 
 def errors(reference: list[str], found: list[str]) -> float:

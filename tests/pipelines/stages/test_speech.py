@@ -1,0 +1,155 @@
+"""The speech stage on real files: captions, voices, silence and damage."""
+
+from __future__ import annotations
+
+import math
+import shutil
+from pathlib import Path
+
+import pytest
+
+from cookgen.errors import ModelError
+from cookgen.records import Reason, Reject, Segment, SourceVideo, Video, Word
+from pipelines.stage import Places
+from pipelines.stages import videos
+from pipelines.stages.speech import STAGE, Listener, SpeechConfig, hear, load
+
+NO_MODEL = SpeechConfig(model="/no/such/model")  # loading it raises: proves that Whisper was not asked
+
+
+def places(folder: Path, tmp_path: Path) -> Places:
+    return Places(videos=folder, media=tmp_path / "media", scratch=tmp_path / "scratch")
+
+
+def probed(folder: Path, name: str, tmp_path: Path, **fields: object) -> Video:
+    """The video as the videos stage finds it."""
+    status = (folder / name).stat()
+    source = SourceVideo.model_validate(
+        {
+            "narrative": "folder-x",
+            "source": "folder",
+            "video_id": "x",
+            "path": name,
+            "num_bytes": status.st_size,
+            "mtime_ns": status.st_mtime_ns,
+            **fields,
+        }
+    )
+    config = videos.VideosConfig(min_duration_s=0.5, min_short_side_px=16)
+    (row,) = videos.STAGE.run(source, config=config, tool=places(folder, tmp_path))
+    assert isinstance(row, Video), row
+    return row
+
+
+def run(video: Video, folder: Path, tmp_path: Path, config: SpeechConfig = STAGE.config) -> list[Word | Reject]:
+    return list(hear(video, config=config, tool=load(config, places(folder, tmp_path))))
+
+
+def words_of(rows: list[Word | Reject], video: Video) -> list[Word]:
+    """The rows as words, checked for what holds of every video's words."""
+    assert rows and all(isinstance(row, Word) for row in rows), rows
+    words = [row for row in rows if isinstance(row, Word)]
+    assert [word.word_id for word in words] == list(range(len(words)))
+    previous_end = 0.0
+    for word in words:
+        assert word.narrative == video.narrative and word.text == word.text.strip() != ""
+        assert previous_end - 1e-9 <= word.start_s < word.end_s <= video.duration_s + 1e-9
+        previous_end = word.end_s
+    return words
+
+
+def test_a_voice_is_heard(data: Path, tmp_path: Path) -> None:
+    video = probed(data / "videos", "va_pepperoni_pizza_narrated.mp4", tmp_path)
+    rows = run(video, data / "videos", tmp_path)
+    words = words_of(rows, video)
+    assert {"pepperoni", "pizza", "bowl", "cheese"} <= {word.text.lower().strip(".,") for word in words}
+    assert 0 < min(word.probability for word in words) and all(math.isfinite(word.probability) for word in words)
+    assert run(video, data / "videos", tmp_path) == rows
+
+
+def test_the_sound_of_a_late_container_counts_from_its_start(data: Path, tmp_path: Path) -> None:
+    normal = probed(data / "videos", "decord_flipping_a_pancake.mkv", tmp_path)
+    late = probed(data / "odd", "pancake_start_offset.mkv", tmp_path)
+    assert late.start_s > normal.start_s + 1
+    heard = run(late, data / "odd", tmp_path)
+    for row in heard:
+        assert isinstance(row, Reject) or row.end_s <= late.duration_s
+
+
+def test_captions_are_believed_and_whisper_is_not_asked(data: Path, tmp_path: Path) -> None:
+    shutil.copy(data / "videos/mdn_friday.mp4", tmp_path)
+    shutil.copy(data / "subtitles/mdn_friday.vtt", tmp_path / "mdn_friday.en.vtt")
+    video = probed(tmp_path, "mdn_friday.mp4", tmp_path, subtitles="mdn_friday.en.vtt")
+    words = words_of(run(video, tmp_path, tmp_path, NO_MODEL), video)
+    assert " ".join(word.text for word in words).startswith("Hildy! How are you? Tell me, is the lord")
+    assert {word.probability for word in words} == {1.0}
+    with pytest.raises(Exception, match="/no/such/model"):  # the negative control of NO_MODEL
+        run(video.model_copy(update={"subtitles": None}), tmp_path, tmp_path, NO_MODEL)
+
+
+@pytest.mark.parametrize("content", [b"", b"<html>", None])
+def test_broken_captions_are_a_reject_that_names_no_place(data: Path, tmp_path: Path, content: bytes | None) -> None:
+    if content is not None:
+        (tmp_path / "a.vtt").write_bytes(content)
+    video = probed(data / "videos", "mdn_friday.mp4", tmp_path).model_copy(update={"subtitles": "a.vtt"})
+    (reject,) = run(video, tmp_path, tmp_path, NO_MODEL)
+    assert isinstance(reject, Reject) and reject.is_video_level
+    assert (reject.reason, reject.stage, reject.path) == (Reason.BAD_SUBTITLES, "speech", "mdn_friday.mp4")
+    assert reject.detail.startswith("a.vtt: ") and str(tmp_path) not in reject.detail
+
+
+def test_annotated_videos_need_no_words(data: Path, tmp_path: Path) -> None:
+    segments = (Segment(start_s=0, end_s=3, text="mix"),)
+    for name in ("stllm_mixing_bowl.mp4", "askanything_making_cake.mp4"):
+        video = probed(data / "videos", name, tmp_path, segments=segments)
+        assert run(video, data / "videos", tmp_path, NO_MODEL) == []
+
+
+@pytest.mark.parametrize(
+    ("name", "reason"),
+    [
+        ("videos/askanything_making_cake.mp4", Reason.NO_AUDIO),
+        ("odd/pancake_noaudio.mp4", Reason.NO_AUDIO),
+        ("odd/pancake_silent_audio.mp4", Reason.NO_SPEECH),
+        ("videos/longva_cook_water.mp4", Reason.NO_SPEECH),
+    ],
+)
+def test_without_words_there_is_one_reject(data: Path, tmp_path: Path, name: str, reason: Reason) -> None:
+    video = probed(data, name, tmp_path)
+    (reject,) = run(video, data, tmp_path)
+    assert isinstance(reject, Reject) and reject.is_video_level and reject.reason is reason
+    assert reject.narrative == video.narrative and reject.path == name
+
+
+@pytest.mark.parametrize(
+    "name", ["moviepy_video_with_failing_audio.mp4", "pancake_bitrot.mp4", "pancake_two_audio.mp4"]
+)
+def test_odd_sound_gives_words_or_one_reject(data: Path, tmp_path: Path, name: str) -> None:
+    video = probed(data / "odd", name, tmp_path)
+    rows = run(video, data / "odd", tmp_path)
+    if any(isinstance(row, Reject) for row in rows):
+        assert len(rows) == 1
+    else:
+        words_of(rows, video)
+
+
+def test_sound_that_does_not_decode_is_a_reject(data: Path, tmp_path: Path) -> None:
+    video = probed(data / "videos", "mdn_friday.mp4", tmp_path)
+    swapped = video.model_copy(update={"audio_stream": video.video_stream})
+    (reject,) = run(swapped, data / "videos", tmp_path)
+    assert isinstance(reject, Reject) and reject.reason is Reason.NO_AUDIO and "is not audio" in reject.detail
+
+
+def test_the_model_is_in_the_lineage(tmp_path: Path) -> None:
+    assert STAGE.model(STAGE.config) == "whisper-tiny.en@0.1.0-1a5afae06a4d"
+    (tmp_path / "model.bin").write_bytes(b"abc")
+    assert STAGE.model(SpeechConfig(model=str(tmp_path))).startswith(f"{tmp_path.name}@")  # type: ignore[union-attr]
+    tool = Listener(tmp_path, SpeechConfig(model=str(tmp_path)))
+    with pytest.raises(ModelError):
+        _ = tool.whisper
+
+
+@pytest.mark.parametrize("field", ["beam_size", "cpu_threads"])
+def test_contradictions_are_refused(field: str) -> None:
+    with pytest.raises(ValueError, match=f"{field} is 0"):
+        SpeechConfig(**{field: 0})
