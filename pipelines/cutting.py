@@ -2,15 +2,17 @@
 
 One ffmpeg child cuts several neighbouring clips from one decode. It seeks to a keyframe before the first of them; all
 choosing of frames is by their timestamps, never by counting from where the seek landed. The encoder reports the source
-timestamp of each frame that it was given, and that list is compared with the expected one. A clip that differs, or
-whose frames the decoder calls damaged, is cut again alone, then alone without a seek, before it is given up.
+timestamp of each frame that it was given, and that list is compared with the expected one. Clips that differ are cut
+again without a seek. Where the decoder reports damage, each clip is cut again alone, to tell whose damage it is.
 """
 
 from __future__ import annotations
 
 import bisect
+import itertools
 import math
 import re
+import shutil
 import tempfile
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
@@ -53,7 +55,8 @@ class Footage:
     """One video stream of a file and its frames.
 
     start: the container's start, from which all seconds count. width, height: upright, square pixels.
-    pts, keyframes: in units of time_base, rising. end: where the last frame's time is over.
+    pts, keyframes: in units of time_base, rising. end: where the last frame's time is over. has_index: whether the
+    container can tell where a keyframe lies.
     """
 
     path: Path
@@ -66,6 +69,7 @@ class Footage:
     pts: tuple[int, ...]
     keyframes: tuple[int, ...]
     end: int
+    has_index: bool
 
     def micros(self, pts: int | Fraction) -> int:
         """The time of a pts, in microseconds from the container's start."""
@@ -151,13 +155,37 @@ def cut_all(
     A Made clip's files lie in `scratch` and are the caller's to move before the next item is asked for.
     """
     for group in _groups(footage, cuts):
-        with tempfile.TemporaryDirectory(dir=scratch, prefix="clips-") as name:
-            for outcome in _attempt(footage, group, encoding, Path(name), timeout, seek=True):
-                if isinstance(outcome, Failed) and len(group) > 1:
-                    outcome = _alone(footage, outcome.cut, encoding, Path(name), timeout, seek=True)
-                if isinstance(outcome, Failed) and not outcome.is_damaged:
-                    outcome = _alone(footage, outcome.cut, encoding, Path(name), timeout, seek=False)
-                yield outcome
+        with tempfile.TemporaryDirectory(dir=scratch, prefix="clips-") as folder:
+            yield from _make(footage, group, encoding, Path(folder), timeout, seek=True)
+
+
+def _make(
+    footage: Footage,
+    cuts: list[Cut],
+    encoding: Encoding,
+    scratch: Path,
+    timeout: Callable[[float], float],
+    *,
+    seek: bool,
+) -> Iterator[Made | Failed]:
+    """Tries all `cuts` in one child, then, where that is of use, the failed ones again in another way."""
+    seek = seek and _seek_point(footage, _earliest(cuts)) is not None
+    folder = Path(tempfile.mkdtemp(dir=scratch))
+    outcomes = _attempt(footage, cuts, encoding, folder, timeout, seek=seek)
+    failed = [outcome for outcome in outcomes if isinstance(outcome, Failed)]
+    again: Iterator[Made | Failed] = iter(failed)
+    if failed and seek and not failed[0].is_damaged:  # all of a child's clips are called damaged, or none
+        again = _make(footage, [outcome.cut for outcome in failed], encoding, scratch, timeout, seek=False)
+    elif failed and len(cuts) > 1:
+        alone = (_make(footage, [outcome.cut], encoding, scratch, timeout, seek=True) for outcome in failed)
+        again = itertools.chain.from_iterable(alone)
+    for outcome in outcomes:
+        yield next(again) if isinstance(outcome, Failed) else outcome
+    shutil.rmtree(folder)
+
+
+def _earliest(cuts: Sequence[Cut]) -> Cut:
+    return min(cuts, key=lambda cut: cut.shown[0])
 
 
 def _groups(footage: Footage, cuts: Sequence[Cut]) -> Iterator[list[Cut]]:
@@ -183,12 +211,6 @@ def _seek_point(footage: Footage, cut: Cut) -> int | None:
     return footage.keyframes[at] if at > 0 else None
 
 
-def _alone(
-    footage: Footage, cut: Cut, encoding: Encoding, folder: Path, timeout: Callable[[float], float], *, seek: bool
-) -> Made | Failed:
-    return _attempt(footage, [cut], encoding, folder, timeout, seek=seek)[0]
-
-
 def _attempt(
     footage: Footage,
     cuts: Sequence[Cut],
@@ -199,17 +221,20 @@ def _attempt(
     seek: bool,
 ) -> list[Made | Failed]:
     """One child for all `cuts`; what it wrote is judged clip by clip."""
-    first = min(cuts, key=lambda cut: cut.shown[0])
+    first = _earliest(cuts)
+    keyframe = _seek_point(footage, first) if seek else None
     stop_s = max(cut.end for cut in cuts) / MICROSECONDS + TAIL_S
-    begin_s = footage.seconds(first.shown[0]) - PREROLL_S
+    begin_s = 0.0
     args = [*READING, "-filter_complex_threads", "1"]
-    if seek and _seek_point(footage, first) is not None:
-        args += ["-ss", f"{begin_s:.6f}"]  # decoding begins at the keyframe before, and what is earlier is dropped
+    if keyframe is not None:
+        # ffmpeg decodes from the keyframe before, and drops what is earlier. Without an index it begins anywhere.
+        begin_s = footage.seconds(first.shown[0]) - PREROLL_S if footage.has_index else footage.seconds(keyframe)
+        args += ["-ss", f"{begin_s:.6f}"]
     args += ["-to", f"{stop_s:.6f}", *input_args(footage.path)]
     args += ["-filter_complex", _graph(footage, cuts, encoding)]
     for number, cut in enumerate(cuts):
         args += _outputs(footage, number, cut, encoding, folder)
-    finished = run_ffmpeg(args, timeout_s=timeout(stop_s if not seek else stop_s - begin_s))
+    finished = run_ffmpeg(args, timeout_s=timeout(stop_s - begin_s))
     damage = _DAMAGE.search(finished.log)
     outcomes: list[Made | Failed] = []
     for number, cut in enumerate(cuts):

@@ -111,7 +111,8 @@ class _Server:
                 self.verdict = (
                     f"the language model server at {self.url} {end}"
                     + (f", {deaths} times in a row" if deaths > 1 else "")
-                    + f"; its last words:\n{_tail(self.log)}\nSee {self.log}, or set actions.endpoint to another server."
+                    + f". The end of {self.log}:\n{_tail(self.log)}\n"
+                    "Mend what it names, or set actions.endpoint to another server."
                 )
                 break
             self._stopping.wait(min(0.1 * 2**deaths, 5.0))

@@ -48,7 +48,7 @@ class ChatModel:
         self.prompt_tokens = self.answer_tokens = 0
         # The environment's proxies are for the world outside, never for a server on this machine.
         http = openai.DefaultHttpxClient(trust_env=not _is_loopback(url))
-        self._client = openai.OpenAI(
+        self._client: Any = openai.OpenAI(  # Any: its types know OpenAI's own models only
             base_url=url,
             api_key=os.environ.get("OPENAI_API_KEY") or "none",
             timeout=timeout_s,
@@ -94,7 +94,7 @@ class ChatModel:
         try:
             with self._client.chat.completions.with_streaming_response.create(
                 model=self.model,
-                messages=[dict(message) for message in messages],  # type: ignore[misc]
+                messages=[dict(message) for message in messages],
                 temperature=0,
                 seed=0,
                 max_tokens=max_tokens,
@@ -147,7 +147,7 @@ def _within(chunks: Iterator[bytes], deadline: float) -> bytes:
     while True:
         try:
             chunk = next(chunks, None)
-        except Exception as error:  # noqa: BLE001 - the HTTP library's own classes, not the client's; all mean a broken line
+        except Exception as error:  # the HTTP library's own classes, not the client's; all mean a broken connection
             raise _ServerTroubleError(f"{type(error).__name__}: {_shown(str(error))}") from error
         if chunk is None:
             return bytes(reply)
@@ -191,4 +191,3 @@ def _is_loopback(url: str) -> bool:
         return ipaddress.ip_address(host).is_loopback
     except ValueError:
         return host == "localhost"
-

@@ -44,7 +44,7 @@ FUNCTION_WORDS = frozenset(
     please yeah yes hi hey hello""".split()
 )
 # Of these the model may put any into an action, spoken or not.
-JOINING_WORDS = ("a", "and", "for", "in", "into", "it", "of", "on", "the", "them", "to", "until", "with")
+JOINING_WORDS = ("a", "and", "the")
 NUMBER_WORDS = frozenset(
     """one two three four five six seven eight nine ten eleven twelve fifteen twenty thirty forty fifty sixty hundred
     half quarter dozen couple few little bit much many lot lots more most""".split()
@@ -149,7 +149,7 @@ def _from_speech(
 ) -> Iterator[Action | Reject]:
     for index, utterance in enumerate(utterances(words, max_pause_s=config.max_pause_s, max_words=config.max_words)):
         spoken = _Spoken(utterance)
-        if not spoken.openings or len(spoken.text) > MAX_UTTERANCE_CHARS:
+        if not spoken.openings or len(utterance) < 2 or len(spoken.text) > MAX_UTTERANCE_CHARS:
             yield _reject(video, index, Reason.NOT_AN_ACTION, f"nothing to do in {_shown(spoken.text)}")
             continue
         if tool is None:
@@ -208,13 +208,15 @@ class _Spoken:
         # What looks like a chat template's marks must not become one in the server.
         self.text = " ".join(" ".join(re.sub(r"[<>|\x00-\x1f\x7f]", " ", word.text) for word in words).split())
         self.bare = [_bare(word.text) for word in words]
-        self.tags = {f"{bare}:{word.word_id}": i for i, (word, bare) in enumerate(zip(words, self.bare, strict=True)) if bare}
-        self.openings = sorted({form for bare in self.bare if _may_open(bare) for form in base_forms(bare)})
+        self.tags = {
+            f"{bare}:{word.word_id}": i for i, (word, bare) in enumerate(zip(words, self.bare, strict=True)) if bare
+        }
+        self.openings = sorted({form for bare in self.bare if _may_open(bare) for form in _imperatives(bare)})
 
     def schema(self) -> dict[str, Any]:
         """JSON schema: `none`, or an action in the words of the utterance with its first and last word."""
         allowed = sorted({*JOINING_WORDS, *(form for bare in self.bare if bare for form in base_forms(bare))})
-        pattern = f"^({_either(self.openings)})( ({_either(allowed)})){{1,15}}$"
+        pattern = f"^({_either(self.openings)})( ({_either(allowed)})){{1,{min(len(self.words), 16) - 1}}}$"
         cited = {"enum": list(self.tags)}
         return {
             "anyOf": [
@@ -307,13 +309,19 @@ def _may_open(bare: str) -> bool:
     )
 
 
+def _imperatives(bare: str) -> frozenset[str]:
+    """The forms of a spoken word that an action may begin with: never "slicing" where "slice" can be had."""
+    forms = base_forms(bare)
+    return forms - {bare} if bare.endswith("ing") and len(forms) > 1 else forms
+
+
 @cache
 def base_forms(word: str) -> frozenset[str]:
     """The word, and what it may be an inflection of: {"slicing", "slic", "slice"}; English endings only."""
     forms = {word}
     for ending in ("ing", "ed", "es", "s"):
         stem = word.removesuffix(ending)
-        if stem == word or len(stem) < 3 or stem.endswith("s") and ending == "s":
+        if stem == word or len(stem) < 3 or (ending == "s" and stem.endswith("s")):
             continue
         forms.add(stem)
         if ending in ("ing", "ed"):
@@ -366,7 +374,7 @@ STAGE = Stage(
     writes=Action,
     run=write_actions,
     config=ActionsConfig(),
-    needs=Needs(cpus=0.1),
+    needs=Needs(cpus=0.25, workers=2),  # it waits for the server, which has one slot in the embedded profile
     load=load_model,
     model=model_identity,
     version=1,

@@ -18,6 +18,7 @@ from pipelines.ffmpeg import ffmpeg_build
 from pipelines.probe import MICROSECONDS, demux, micros, open_container
 from pipelines.stage import Needs, Places, Stage
 
+UNINDEXED = ("mpegts", "mpeg")  # containers without a list of their keyframes
 MAX_DENOMINATOR = 1001  # of a frame rate, which a record keeps rounded to 1e-6
 
 
@@ -120,6 +121,7 @@ def _footage(video: Video, config: ClipsConfig, path: Path) -> Footage:
         raise VideoChangedError(f"{video.path}: has {num_bytes} bytes, {video.num_bytes} when it was probed")
     with open_container(path) as container:
         timeline = demux(container, video.video_stream).timeline
+        has_index = container.format.name not in UNINDEXED
     return Footage(
         path=path,
         video_stream=video.video_stream,
@@ -131,6 +133,7 @@ def _footage(video: Video, config: ClipsConfig, path: Path) -> Footage:
         pts=timeline.pts,
         keyframes=timeline.keyframes,
         end=timeline.end,
+        has_index=has_index,
     )
 
 

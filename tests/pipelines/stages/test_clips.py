@@ -7,21 +7,29 @@ timestamp of ours. What is due is worked out here anew, from a whole decode of t
 from __future__ import annotations
 
 import hashlib
+import itertools
+import json
 import math
+import shutil
 import subprocess
+import wave
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from fractions import Fraction
 from pathlib import Path
+from typing import Any
 
 import av
 import numpy as np
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 from PIL import Image
 
+from cookgen.config import config_digest
 from cookgen.records import Clip, Reason, Reject, Segment, SourceVideo, Video
 from pipelines.cutting import Cut, Footage, check_clip, plan_cut
-from pipelines.ffmpeg import ChildKilledError, ffmpeg_exe, file_url
+from pipelines.ffmpeg import ChildKilledError, ffmpeg_exe, file_url, run_ffmpeg
 from pipelines.stage import Places
 from pipelines.stages.clips import STAGE, ClipsConfig, VideoChangedError, cut_clips
 from pipelines.stages.videos import VideosConfig, probe_video
@@ -169,7 +177,7 @@ def cut(video: Video, folder: Path, config: ClipsConfig = SMALL) -> tuple[list[C
     return [row for row in rows if isinstance(row, Clip)], [row for row in rows if isinstance(row, Reject)]
 
 
-def source_frames(path: Path, kind: Kind) -> list[tuple[Fraction, int]]:
+def source_frames(path: Path) -> list[tuple[Fraction, int]]:
     """(seconds from the container's start, number) of every frame, by a plain decode of everything."""
     frames = []
     with av.open(str(path)) as container:
@@ -190,38 +198,383 @@ def clip_numbers(path: Path, kind: Kind) -> list[int]:
         ]
 
 
-SPANS = ((0.0, 1.3), (0.95, 2.02), (2.0, 2.5), (3.333, 5.05), (7.21, 7.25), (5.0, 60.0))
+NEAR = ((0.0, 1.3), (0.95, 2.02), (2.0, 2.5), (7.21, 7.25), (3.333, 5.05), (5.0, 60.0))
+FAR = ((6.1, 6.5), (8.0, 8.03))  # far enough from the beginning to seek
 
 
 @pytest.mark.parametrize("kind", KINDS, ids=lambda kind: kind.name)
 def test_every_frame_is_the_one_that_is_due(kind: Kind, tmp_path: Path) -> None:
     path = make(kind, tmp_path)
-    frames = source_frames(path, kind)
-    video = probed(path, *SPANS)
-    clips, rejects = cut(video, tmp_path)
-    assert [(clip.clip_index, clip.start_s) for clip in clips] == sorted(
-        ((index, start) for index, (start, _) in enumerate(SPANS) if index in {clip.clip_index for clip in clips}),
-        key=lambda item: SPANS[item[0]],
-    )
-    assert len(clips) + len(rejects) == len(SPANS) and len(clips) >= 5
+    frames = source_frames(path)
+    for spans in (NEAR, FAR):
+        video = probed(path, *spans)
+        clips, rejects = cut(video, tmp_path)
+        assert not rejects
+        assert [clip.clip_index for clip in clips] == sorted(range(len(spans)), key=lambda index: spans[index])
+        for clip in clips:
+            assert_exact(clip, spans[clip.clip_index], frames, kind, tmp_path)
+
+
+@pytest.mark.parametrize("kind", KINDS, ids=lambda kind: kind.name)
+def test_a_seek_is_right_the_first_time(kind: Kind, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The checks would mend a wrong seek at the price of a second child; there should be none to mend."""
+    children: list[Sequence[str]] = []
+
+    def counted(args: Sequence[str], **options: Any) -> Any:
+        children.append(args)
+        return run_ffmpeg(args, **options)
+
+    monkeypatch.setattr("pipelines.cutting.run_ffmpeg", counted)
+    clips, _ = cut(probed(make(kind, tmp_path), *FAR), tmp_path)
+    assert len(clips) == 2 and len(children) == 1
+
+
+def assert_exact(
+    clip: Clip, span: tuple[float, float], frames: list[tuple[Fraction, int]], kind: Kind, folder: Path
+) -> None:
+    """The clip against FORMAT's rule, worked out from the whole decode."""
     slack = Fraction(1, 1_000_000)
+    start, end = Fraction(span[0]), min(Fraction(span[1]), Fraction(clip.end_s))
+    assert clip.start_s == span[0] and (clip.end_s == span[1] or clip.end_s < span[1] > float(frames[-1][0]))
+    inside = [(time, number) for time, number in frames if start - slack <= time < end - slack]
+    first = inside[0][0]
+    rate = Fraction(clip.fps).limit_denominator(1001)
+    due, n = [], 0
+    while first + n / rate < end - slack:
+        due.append([item for item in inside if item[0] <= first + n / rate][-1])
+        n += 1
+    assert clip_numbers(places(folder).medium(clip.sha256, ".mp4"), kind) == [number for _, number in due]
+    assert clip.num_frames == len(due)
+    assert clip.first_pts_s == pytest.approx(float(first), abs=2e-6)
+    assert clip.last_pts_s == pytest.approx(float(due[-1][0]), abs=2e-6)
+    middle = (due[0][0] + due[-1][0]) / 2
+    nearest = min(frames, key=lambda item: (abs(item[0] - middle), item[0]))
+    assert clip.keyframe_pts_s == pytest.approx(float(nearest[0]), abs=2e-6)
+    with Image.open(places(folder).medium(clip.keyframe_sha256, ".jpg")) as image:
+        grey = np.asarray(image.convert("L"))
+    assert number_of(grey, turns=kind.turns, stretch=kind.stretch) == nearest[1]
+
+
+PLAIN = KINDS[0]
+
+
+@pytest.fixture(scope="module")
+def plain(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """300 numbered frames at 30 a second, long GOP, without sound."""
+    return make(PLAIN, tmp_path_factory.mktemp("plain"))
+
+
+@pytest.mark.parametrize("fps", [7.0, 12.5, 50.0])
+def test_another_rate_shows_the_last_frame_at_each_time(fps: float, plain: Path) -> None:
+    clips, _ = cut(probed(plain, (1.0, 2.9)), plain.parent, replace(SMALL, fps=fps))
+    assert clips[0].fps == fps
+    assert_exact(clips[0], (1.0, 2.9), source_frames(plain), PLAIN, plain.parent)
+
+
+def test_spans_without_frames_and_without_length_are_rejects_of_their_own(plain: Path) -> None:
+    spans = ((20.0, 30.0), (1.0, 1.5), (2.0, 2.0), (3.0, 2.0), (4.001, 4.01), (9.9, 11.0), (10.0, 11.0))
+    video = probed(plain, *spans)
+    clips, rejects = cut(video, plain.parent)
+    assert [(clip.clip_index, clip.num_frames, clip.end_s) for clip in clips] == [(1, 15, 1.5), (5, 3, 10.0)]
+    assert [(reject.clip_index, reject.reason) for reject in rejects] == [
+        (0, Reason.PAST_END),
+        (2, Reason.BAD_ANNOTATION),
+        (3, Reason.BAD_ANNOTATION),
+        (4, Reason.PAST_END),
+        (6, Reason.PAST_END),
+    ]
+
+
+@pytest.mark.parametrize("spans", [(), ((50.0, 60.0),)])
+def test_a_video_without_any_clip_is_a_reject_as_a_whole(spans: tuple[tuple[float, float], ...], plain: Path) -> None:
+    clips, rejects = cut(probed(plain, *spans), plain.parent)
+    assert not clips
+    assert [reject.reason for reject in rejects if reject.is_video_level] == [Reason.NO_SHOTS]
+    assert len(rejects) == len(spans) + 1
+
+
+def test_the_same_inputs_give_the_same_bytes_however_they_are_grouped(plain: Path, tmp_path: Path) -> None:
+    spans = tuple((0.3 * n, 0.3 * n + 0.5) for n in range(10))  # more than one child's worth
+    shutil.copyfile(plain, tmp_path / plain.name)
+    once, again = (cut(probed(folder / plain.name, *spans), folder)[0] for folder in (plain.parent, tmp_path))
+    assert len(once) == 10 and once == again
+    [alone] = cut(probed(plain, spans[7]), plain.parent)[0]
+    assert alone.sha256 == once[7].sha256
+    for clip in once:
+        for sha256, suffix in ((clip.sha256, ".mp4"), (clip.keyframe_sha256, ".jpg")):
+            written = places(tmp_path).medium(sha256, suffix).read_bytes()
+            assert hashlib.sha256(written).hexdigest() == sha256
+
+
+def test_a_clip_carries_nothing_of_its_making(plain: Path) -> None:
+    [clip] = cut(probed(plain, (0.0, 0.5)), plain.parent)[0]
+    data = places(plain.parent).medium(clip.sha256, ".mp4").read_bytes()
+    assert b"Lavf" not in data and b"Lavc" not in data and str(plain.parent).encode() not in data
+    assert data.index(b"moov") < data.index(b"mdat")
+
+
+def test_a_child_that_is_killed_is_no_verdict(plain: Path) -> None:
+    with pytest.raises(ChildKilledError):
+        cut(probed(plain, (0.0, 9.0)), plain.parent, replace(SMALL, timeout_s=0.01, timeout_s_per_s=0.0))
+
+
+def test_a_file_that_changed_is_no_verdict(plain: Path, tmp_path: Path) -> None:
+    path = tmp_path / plain.name
+    shutil.copyfile(plain, path)
+    video = probed(path, (0.0, 1.0))
+    with path.open("ab") as stream:
+        stream.write(b"more")
+    with pytest.raises(VideoChangedError, match="bytes"):
+        cut(video, tmp_path)
+    path.unlink()
+    with pytest.raises(VideoChangedError, match="No such file"):
+        cut(video, tmp_path)
+
+
+def test_damage_costs_the_clips_that_it_is_in_and_no_other(tmp_path: Path) -> None:
+    path = encode(tmp_path / "x.mp4", [*X264, "-g", "30", "-bf", "0", "-x264-params", "scenecut=0"])
+    with av.open(str(path)) as container:
+        packets = [packet for packet in container.demux(video=0) if packet.size]
+        hurt = next(packet for packet in packets if packet.pts * packet.time_base >= Fraction(52, 10))
+        at, size = hurt.pos, hurt.size
+    data = bytearray(path.read_bytes())
+    data[at + 4 : at + size] = bytes(255 - byte for byte in data[at + 4 : at + size])
+    path.write_bytes(data)
+    clips, rejects = cut(probed(path, (1.0, 2.0), (3.0, 4.5), (5.0, 5.9), (6.0, 7.0), (8.0, 9.0)), tmp_path)
+    assert [clip.clip_index for clip in clips] == [0, 1, 3, 4]
+    assert [(reject.clip_index, reject.reason) for reject in rejects] == [(2, Reason.DECODE_ERROR)]
+
+
+def test_a_change_of_size_in_the_middle_breaks_nothing(tmp_path: Path) -> None:
+    parts = [encode(tmp_path / "a.ts", LONG_GOP, num_frames=90)]
+    parts.append(encode(tmp_path / "b.ts", [*LONG_GOP, "-s", "640x480", "-output_ts_offset", "3"], num_frames=90))
+    path = tmp_path / "both.ts"
+    path.write_bytes(b"".join(part.read_bytes() for part in parts))
+    clips, rejects = cut(probed(path, (0.5, 1.5), (2.5, 3.5), (4.0, 5.0)), tmp_path)
+    assert len(clips) + len(rejects) >= 3 and {clip.clip_index for clip in clips} >= {0}
+
+
+# Sound
+
+
+def beeps(path: Path, marks_s: Sequence[float], seconds: float, *, hz: int = 44100, until_s: float = math.inf) -> Path:
+    """A WAV file with a 40 ms beep at each mark."""
+    times = np.arange(int(min(seconds, until_s) * hz)) / hz
+    signal = np.zeros(len(times))
+    for mark in marks_s:
+        inside = (times >= mark) & (times < mark + 0.04)
+        signal[inside] = np.sin(2 * np.pi * 1000 * times[inside]) * 0.8
+    with wave.open(str(path), "wb") as stream:
+        stream.setnchannels(1)
+        stream.setsampwidth(2)
+        stream.setframerate(hz)
+        stream.writeframes((signal * 32767).astype("<i2").tobytes())
+    return path
+
+
+def heard_s(path: Path) -> tuple[list[float], float]:
+    """Where beeps begin, for a reader that knows of no edit list and no priming, and how long the sound is."""
+    with av.open(str(path)) as container:
+        frames = [frame.to_ndarray() for frame in container.decode(audio=0)]
+    mono = np.abs(np.concatenate(frames, axis=1)).max(axis=0)
+    loud = np.flatnonzero(mono > 0.25)
+    starts = [int(at) for n, at in enumerate(loud) if n == 0 or at - loud[n - 1] > 4800]
+    return [start / 48000 for start in starts], len(mono) / 48000
+
+
+CONTAINERS = {
+    "aac_mp4": (".mp4", ["-c:a", "aac"]),
+    "mp3_mp4": (".mp4", ["-c:a", "libmp3lame"]),
+    "opus_mkv": (".mkv", ["-c:a", "libopus"]),
+    "mp2_ts": (".ts", ["-c:a", "mp2"]),
+    "aac_22k": (".mp4", ["-c:a", "aac", "-ar", "22050"]),
+}
+
+
+@pytest.mark.parametrize("name", CONTAINERS)
+def test_sound_and_picture_stay_within_25_ms(name: str, tmp_path: Path) -> None:
+    suffix, options = CONTAINERS[name]
+    marks = [0.5 + n for n in range(10)]
+    audio = beeps(tmp_path / "beeps.wav", marks, 10)
+    path = encode(tmp_path / f"x{suffix}", [*LONG_GOP, *options], audio=audio)
+    # When each beep is due is told by the pictures: the frame shown then has the number 30 * mark.
+    spans = ((0.2, 2.2), (1.37, 4.0), (7.1, 9.0), (8.02, 9.9))
+    clips, rejects = cut(probed(path, *spans), tmp_path)
+    assert not rejects and len(clips) == 4
     for clip in clips:
-        start, end = Fraction(SPANS[clip.clip_index][0]), min(Fraction(SPANS[clip.clip_index][1]), Fraction(clip.end_s))
-        inside = [(time, number) for time, number in frames if start - slack <= time < end - slack]
-        first = inside[0][0]
-        rate = Fraction(clip.fps).limit_denominator(1001)
-        due, n = [], 0
-        while first + n / rate < end - slack:
-            due.append([item for item in inside if item[0] <= first + n / rate][-1])
-            n += 1
-        shown = clip_numbers(places(tmp_path).medium(clip.sha256, ".mp4"), kind)
-        assert shown == [number for _, number in due]
-        assert clip.num_frames == len(due)
-        assert clip.first_pts_s == pytest.approx(float(first), abs=2e-6)
-        assert clip.last_pts_s == pytest.approx(float(due[-1][0]), abs=2e-6)
-        middle = (due[0][0] + due[-1][0]) / 2
-        nearest = min(frames, key=lambda item: (abs(item[0] - middle), item[0]))
-        assert clip.keyframe_pts_s == pytest.approx(float(nearest[0]), abs=2e-6)
-        with Image.open(places(tmp_path).medium(clip.keyframe_sha256, ".jpg")) as image:
-            grey = np.asarray(image.convert("L"))
-        assert number_of(grey, turns=kind.turns, stretch=kind.stretch) == nearest[1]
+        medium = places(tmp_path).medium(clip.sha256, ".mp4")
+        numbers = clip_numbers(medium, PLAIN)
+        due = [numbers.index(round(mark * 30)) / clip.fps for mark in marks if round(mark * 30) in numbers]
+        heard, length_s = heard_s(medium)
+        assert len(heard) == len(due) >= 1
+        assert max(abs(a - b) for a, b in zip(heard, due, strict=True)) < 0.025
+        assert length_s == pytest.approx(clip.num_frames / clip.fps, abs=0.05)
+        assert clip.has_audio
+
+
+def test_sound_that_begins_late_pauses_and_ends_early_stays_in_place(tmp_path: Path) -> None:
+    marks = [0.5 + n for n in range(10)]
+    audio = beeps(tmp_path / "beeps.wav", marks, 10)
+    path = encode(tmp_path / "x.mkv", [*LONG_GOP, "-c:a", "aac"], audio=audio)
+    # Drops the sound's packets before 1.2 s, in 3.2-5.2 s and after 8.2 s; the other timestamps stay.
+    drop = "noise=drop='lt(pts,1200)+between(pts,3200,5200)+gt(pts,8200)'"
+    path = convert(path, tmp_path / "holes.mkv", ["-copyts"], ["-c", "copy", "-bsf:a", drop])
+    clips, rejects = cut(probed(path, (0.0, 2.0), (2.0, 6.9), (3.5, 4.9), (8.9, 10.0)), tmp_path)
+    assert not rejects
+    heard = {clip.clip_index: heard_s(places(tmp_path).medium(clip.sha256, ".mp4")) for clip in clips}
+    assert heard[0][0] == pytest.approx([1.5], abs=0.025)
+    assert heard[1][0] == pytest.approx([0.5, 3.5, 4.5], abs=0.025)
+    assert heard[2][0] == [] and heard[3][0] == []
+    for clip in clips:
+        assert clip.has_audio and heard[clip.clip_index][1] == pytest.approx(clip.num_frames / clip.fps, abs=0.05)
+
+
+def test_sound_is_left_out_where_it_is_not_wanted(tmp_path: Path) -> None:
+    path = encode(tmp_path / "x.mp4", LONG_GOP, audio=beeps(tmp_path / "b.wav", [1], 10))
+    video = probed(path, (0.0, 1.0))
+    assert cut(video, tmp_path)[0][0].has_audio
+    assert not cut(video, tmp_path, replace(SMALL, keep_audio=False))[0][0].has_audio
+
+
+# Colour
+
+
+@pytest.mark.parametrize("pixels", ["yuv420p", "yuvj420p", "yuv422p10le"])
+def test_colours_survive(pixels: str, tmp_path: Path) -> None:
+    path = tmp_path / "colours.mp4"
+    made = "color=c=0xC83C28:s=320x240:r=30:d=2,scale=out_color_matrix=bt601"
+    source = ["-f", "lavfi", "-i", made, "-pix_fmt", pixels, "-c:v", "libx264", "-colorspace", "smpte170m"]
+    subprocess.run([ffmpeg_exe(), "-v", "error", "-y", *source, str(path)], check=True)
+    [clip] = cut(probed(path, (0.5, 1.5)), tmp_path)[0]
+    with av.open(str(places(tmp_path).medium(clip.sha256, ".mp4"))) as container:
+        frame = next(container.decode(video=0))
+        assert (frame.format.name, int(frame.colorspace), int(frame.color_range)) == (
+            "yuv420p",
+            1,
+            1,
+        )  # BT.709, limited
+        shown = frame.to_ndarray(format="rgb24")[96, 96]
+    with Image.open(places(tmp_path).medium(clip.keyframe_sha256, ".jpg")) as image:
+        still = np.asarray(image.convert("RGB"))[96, 96]
+    for colour in (shown, still):
+        assert np.abs(colour.astype(int) - [0xC8, 0x3C, 0x28]).max() <= 6
+
+
+# The plan, and the checks that guard it
+
+
+@given(
+    steps=st.lists(st.integers(1, 4000), min_size=1, max_size=60),
+    rate=st.sampled_from([Fraction(30), Fraction(30000, 1001), Fraction(25, 2), Fraction(8)]),
+    base=st.sampled_from([1000, 12288, 90000]),
+    start=st.integers(0, 3_000_000),
+    length=st.integers(1, 3_000_000),
+    offset=st.integers(-50_000, 50_000),
+)
+def test_the_plan_follows_the_rule(
+    steps: list[int], rate: Fraction, base: int, start: int, length: int, offset: int
+) -> None:
+    pts = tuple(itertools.accumulate(steps, initial=offset))
+    tick = Fraction(1, base)
+    footage = Footage(Path("x"), 0, None, 8, 8, tick, offset * tick, pts, pts, pts[-1] + 100, True)
+    plan = plan_cut(footage, 3, start, start + length, rate)
+    times = {p: (p - offset) * tick * 1_000_000 for p in pts}
+    inside = [p for p in pts if start <= round(times[p]) < start + length]
+    if not inside:
+        assert plan is None
+        return
+    assert plan is not None and plan.clip_index == 3 and plan.shown[0] == inside[0]
+    for n, shown in enumerate(plan.shown):
+        due = times[inside[0]] + n / rate * 1_000_000
+        assert shown == max(p for p in inside if times[p] <= due)
+        assert due < plan.end
+    assert times[inside[0]] + len(plan.shown) / rate * 1_000_000 >= plan.end - 1
+    middle = Fraction(plan.shown[0] + plan.shown[-1], 2)
+    assert (abs(plan.keyframe - middle), plan.keyframe) == min((abs(p - middle), p) for p in pts)
+
+
+def test_the_check_sees_what_is_wrong(plain: Path, tmp_path: Path) -> None:
+    [clip] = cut(probed(plain, (0.0, 1.0)), plain.parent)[0]
+    path = places(plain.parent).medium(clip.sha256, ".mp4")
+    right: dict[str, Any] = {"size_px": 192, "num_frames": 30, "rate": Fraction(30), "has_audio": False}
+    assert check_clip(path, **right) is None
+    for wrong in ({"size_px": 194}, {"num_frames": 29}, {"rate": Fraction(25)}, {"has_audio": True}):
+        assert check_clip(path, **{**right, **wrong})
+    edited = convert(path, tmp_path / "edited.mp4", ["-ss", "0.3"], ["-c", "copy"])
+    assert check_clip(edited, **right) == "the clip has an edit list"
+    (tmp_path / "empty.mp4").write_bytes(path.read_bytes()[:262])
+    assert "cannot be read" in str(check_clip(tmp_path / "empty.mp4", **right))
+
+
+def test_a_wrong_plan_does_not_pass(plain: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The negative control: what is written is compared with the plan, so a plan that asks for other frames fails."""
+
+    def shifted(*args: Any) -> Cut | None:
+        right = plan_cut(*args)
+        return right and replace(right, shown=(*right.shown[:5], right.shown[7], *right.shown[6:]))
+
+    monkeypatch.setattr("pipelines.stages.clips.plan_cut", shifted)
+    clips, rejects = cut(probed(plain, (1.0, 2.0)), plain.parent)
+    assert not clips and rejects[0].reason is Reason.ENCODE_ERROR
+    assert "frame 5 shows" in rejects[0].detail
+
+
+def test_impossible_settings_are_refused() -> None:
+    for wrong in ({"max_s": 3.0}, {"min_s": 0.0}, {"size_px": 447}, {"fps": 0.0}, {"crf": 60}, {"audio_kbps": 1}):
+        with pytest.raises(ValueError, match=next(iter(wrong))):
+            ClipsConfig(**wrong)
+
+
+def test_the_stage_depends_on_the_build_and_not_on_its_machinery() -> None:
+    assert str(STAGE.model(STAGE.config)).startswith("ffmpeg-")
+    assert config_digest(ClipsConfig()) == config_digest(ClipsConfig(timeout_s=1.0))
+    assert config_digest(ClipsConfig()) != config_digest(ClipsConfig(crf=21))
+
+
+# Real videos
+
+
+def real(path: Path, folder: Path) -> Video | Reject:
+    """A real video, linked into a folder that may be written."""
+    (folder / path.name).symlink_to(path)
+    source = SourceVideo(
+        narrative="test-real",
+        source="test",
+        video_id=path.stem,
+        path=path.name,
+        num_bytes=path.stat().st_size,
+        mtime_ns=0,
+    )
+    [row] = probe_video(source, config=VideosConfig(), tool=places(folder))
+    assert isinstance(row, (Video, Reject))
+    return row
+
+
+def test_the_shots_of_a_real_video_are_found(data: Path, tmp_path: Path) -> None:
+    path = data / "videos" / "va_pepperoni_pizza_narrated.mp4"
+    truth = json.loads(path.with_suffix(".gt.json").read_text())["shots"]
+    video = real(path, tmp_path)
+    assert isinstance(video, Video)
+    clips, rejects = cut(video, tmp_path, ClipsConfig(size_px=64))
+    assert not rejects and [clip.clip_index for clip in clips] == list(range(len(truth)))
+    for clip, shot in zip(clips, truth, strict=True):
+        assert clip.start_s == pytest.approx(shot["start_s"], abs=0.25)
+        assert clip.end_s == pytest.approx(shot["end_s"], abs=0.25)
+        assert clip.has_audio
+
+
+def test_every_odd_file_becomes_clips_or_a_reject(data: Path, tmp_path: Path) -> None:
+    outcomes = {}
+    for path in sorted((data / "odd").iterdir()):
+        video = real(path, tmp_path)
+        if isinstance(video, Reject):
+            outcomes[path.name] = video.reason
+            continue
+        clips, rejects = cut(video, tmp_path, ClipsConfig(size_px=64))
+        last = [reject.reason for reject in rejects if reject.is_video_level]
+        assert bool(clips) != bool(last) and len(last) <= 1
+        outcomes[path.name] = last[0] if last else "clips"
+    assert len(outcomes) > 20
+    assert outcomes["pancake_bitrot.mp4"] == Reason.DECODE_ERROR
+    for name in ("mpegts.ts", "start_offset.mkv", "vfr.mp4", "hevc10.mp4", "av1.webm", "rot90_meta.mp4", "vp9.webm"):
+        assert outcomes[f"pancake_{name}"] == "clips"
