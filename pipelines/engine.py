@@ -23,6 +23,7 @@ from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
 from cookgen.errors import CookgenError, UsageError
 from cookgen.runlog import Tally
+from pipelines import THREADS
 from pipelines.progress import CountedStore
 from pipelines.stage import Places, Result, Stage, VideoState, advance
 from pipelines.store import Store
@@ -127,7 +128,7 @@ def _connect(address: str | None) -> None:
         return
     modules = [str(_CHECKOUT / "cookgen"), str(_CHECKOUT / "pipelines")]
     try:
-        ray.init(address=address, runtime_env={"py_modules": modules}, **quiet)
+        ray.init(address=address, runtime_env={"py_modules": modules, "env_vars": THREADS}, **quiet)
     except ConnectionError as error:
         raise UsageError(
             f"--ray {address}: no Ray cluster answers there. Start one with `ray start --head`, "

@@ -109,7 +109,7 @@ class _Server:
             # A server that never answered once will not do so the next time.
             if deaths >= self.config.max_deaths or not self._settled.is_set():
                 self.verdict = (
-                    f"the language model server at {self.url} {end}"
+                    f"the language model server at {self.url} ({self.model}) {end}"
                     + (f", {deaths} times in a row" if deaths > 1 else "")
                     + f". The end of {self.log}:\n{_tail(self.log)}\n"
                     "Mend what it names, or set actions.endpoint to another server."
@@ -154,7 +154,7 @@ class _Server:
         # No proxies: the environment may name one, and it would be asked for our own loopback address.
         opener = urllib.request.build_opener(urllib.request.ProxyHandler({}))
         try:
-            with opener.open(f"http://127.0.0.1:{self.port}/health", timeout=5) as reply:
+            with opener.open(f"http://127.0.0.1:{self.port}/health", timeout=2) as reply:
                 return bool(reply.status == 200)
         except (OSError, urllib.error.URLError, ValueError):
             return False

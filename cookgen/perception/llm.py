@@ -14,6 +14,7 @@ import ipaddress
 import json
 import os
 import time
+import weakref
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 from urllib.parse import urlsplit
@@ -55,6 +56,7 @@ class ChatModel:
             max_retries=0,
             http_client=http,
         )
+        weakref.finalize(self, self._client.close)  # its kept-alive connections end with it
 
     def complete(
         self, messages: Sequence[Mapping[str, str]], *, json_schema: Mapping[str, Any], max_tokens: int

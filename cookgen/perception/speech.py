@@ -4,7 +4,7 @@
     for offset_s, audio in windows(blocks):
         words += whisper.transcribe(audio, offset_s=offset_s)
 
-Everything is deterministic on one machine: greedy temperature 0, a fixed beam and a fixed number of threads.
+Everything is deterministic on one machine: temperature 0, a fixed beam and a fixed number of threads.
 """
 
 from __future__ import annotations

@@ -65,6 +65,8 @@ class ActionsConfig:
     patience_s: float = machinery(300.0)  # with a server that keeps failing
 
     def __post_init__(self) -> None:
+        if self.endpoint is not None and not self.endpoint.startswith(("http://", "https://")):
+            raise ValueError(f"endpoint is {self.endpoint!r}; write it as http://host:port/v1")
         if self.max_words < 2:
             raise ValueError(f"max_words is {self.max_words}; an action needs at least 2 words")
         if not 0 < self.min_grounded <= 1:

@@ -7,7 +7,6 @@ from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
 
-from cookgen.config import machinery
 from cookgen.modelstore import identity
 from cookgen.perception.speech import AudioError, TimedWord, Whisper, in_order, load_whisper, read_audio, windows
 from cookgen.records import Reason, Reject, Video, Word
@@ -22,7 +21,7 @@ class SpeechConfig:
 
     model: str = "whisper-tiny.en"  # a reference of the model store, in CTranslate2's form
     language: str = "en"
-    device: str = machinery("cpu")
+    device: str = "cpu"
     compute_type: str = "int8"
     cpu_threads: int = 1  # the number of threads changes sums, and so may change words
     beam_size: int = 5
