@@ -8,6 +8,7 @@ writer of the store.
 
 from __future__ import annotations
 
+import logging
 import os
 import threading
 from collections.abc import Callable, Iterator, Sequence
@@ -30,6 +31,7 @@ from pipelines.store import Store
 
 _POLL_SECONDS = 0.5
 _OBJECT_STORE_BYTES = 256 * 2**20  # rows are small; a local Ray would take a third of the memory
+logging.getLogger("ray.data").setLevel(logging.WARNING)
 _CHECKOUT = Path(__file__).resolve().parents[1]
 
 

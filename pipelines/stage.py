@@ -20,7 +20,7 @@ from pathlib import Path
 from typing import Any, Protocol
 
 from cookgen.config import config_digest
-from cookgen.errors import CookgenError, OutputError
+from cookgen.errors import ModelError, ModelServerError, OutputError, UsageError
 from cookgen.files import canonical_json, digest
 from cookgen.records import Lineage, Reason, Record, Reject, SourceVideo
 
@@ -242,8 +242,8 @@ def compute(
 ) -> Result:
     """Runs the stage on one video.
 
-    What nobody foresaw becomes the reject internal_error of this video alone. Errors of the whole run pass through:
-    CookgenError (a dead model server), and OutputError for a full disk.
+    What nobody foresaw becomes the reject internal_error of this video alone. Errors of the whole run pass through: a
+    disk that is full, a model that is missing, a model server that is dead, a configuration that cannot be.
     """
     inputs = [state.rows(record, stages) for record in stage.reads]
     extra = {} if stage.load is None else {"tool": tool()}
@@ -252,8 +252,11 @@ def compute(
     rejects: list[Reject] = []
     try:
         for item in stage.run(*inputs, config=stage.config, **extra):
-            (rejects if isinstance(item, Reject) else rows).append(item)  # type: ignore[arg-type]
-    except (CookgenError, MemoryError):
+            if isinstance(item, Reject):  # a stage that reads only clips does not know their video's path
+                rejects.append(item if item.path else item.model_copy(update={"path": state.source.path}))
+            else:
+                rows.append(item)
+    except (OutputError, ModelError, ModelServerError, UsageError, MemoryError):
         raise
     except Exception as error:  # one video must not end the run of all the others
         if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT):

@@ -89,7 +89,8 @@ def draw(
     numbers: dict[int, int],
 ) -> Timeline:
     """The timeline of one video. numbers: clip_index -> the number that the step has on the page."""
-    length_s = max([duration_s, 0.1, *(item.end_s for item in (*words, *actions, *clips))])
+    ends_s = [*(word.end_s for word in words), *(action.end_s for action in actions), *(clip.end_s for clip in clips)]
+    length_s = max(duration_s, 0.1, *ends_s)
 
     def x(seconds: float) -> float:
         return round(LEFT + (WIDTH - LEFT - RIGHT) * seconds / length_s, 2)

@@ -24,7 +24,7 @@ MAX_CHARS = 2000  # a caption is a few sentences; a model that rambles is cut at
 class CaptionsConfig:
     """Which captioner looks at how many frames.
 
-    kind "tags" needs nothing else. "endpoint" needs `model`, the name that the server gives it, and `url`, ending in
+    kind "tags" needs nothing else. "endpoint" needs `model`, the name that the server gives it, and its URL, ending in
     /v1. "llava_next" needs `model`, a folder or a hub repository at a commit. num_frames are evenly spaced over the
     clip. max_tokens bounds a language model's answer.
     """
@@ -33,7 +33,7 @@ class CaptionsConfig:
     model: str = ""
     num_frames: int = 8
     max_tokens: int = 256
-    url: str = machinery("")
+    endpoint: str | None = machinery(None)
     timeout_s: float = machinery(120.0)
     num_tries: int = machinery(5)
 
@@ -62,12 +62,12 @@ def load(config: CaptionsConfig, places: Places) -> Tool:
     _require_model(config)
     captioner: Captioner
     if config.kind == "endpoint":
-        if not config.url:
+        if not config.endpoint:
             raise UsageError(
-                "captions.kind=endpoint needs the server's address: --set captions.url=http://127.0.0.1:8000/v1"
+                "captions.kind=endpoint needs the server's address: --set captions.endpoint=http://127.0.0.1:8000/v1"
             )
         captioner = EndpointCaptioner(
-            url=config.url,
+            url=config.endpoint,
             model=config.model,
             max_tokens=config.max_tokens,
             timeout_s=config.timeout_s,
@@ -114,7 +114,7 @@ def caption_clips(clips: tuple[Clip, ...], *, config: CaptionsConfig, tool: Tool
         else:
             yield Reject(
                 narrative=clip.narrative,
-                path="",  # the rows of one clip do not know their video's path
+                path="",
                 clip_index=clip.clip_index,
                 stage="captions",
                 reason=Reason.EMPTY_CAPTION,

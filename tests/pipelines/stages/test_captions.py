@@ -169,8 +169,8 @@ def test_the_identity_follows_the_model_and_the_prompt(monkeypatch: pytest.Monke
 
 
 def test_where_the_server_is_does_not_change_the_captions() -> None:
-    here = settings("kind=endpoint", "model=vlm", "url=http://a/v1")
-    there = settings("kind=endpoint", "model=vlm", "url=http://b/v1", "timeout_s=3", "num_tries=9")
+    here = settings("kind=endpoint", "model=vlm", "endpoint=http://a/v1")
+    there = settings("kind=endpoint", "model=vlm", "endpoint=http://b/v1", "timeout_s=3", "num_tries=9")
     assert config_digest(here) == config_digest(there) and identity(here) == identity(there)
     assert config_digest(here) != config_digest(settings("kind=endpoint", "model=vlm", "num_frames=4"))
 
@@ -178,9 +178,9 @@ def test_where_the_server_is_does_not_change_the_captions() -> None:
 @pytest.mark.parametrize(
     ("values", "remedy"),
     [
-        (["kind=endpoint", "url=http://a/v1"], "captions.model=NAME"),
+        (["kind=endpoint", "endpoint=http://a/v1"], "captions.model=NAME"),
         (["kind=llava_next"], "captions.model=NAME"),
-        (["kind=endpoint", "model=vlm"], "captions.url="),
+        (["kind=endpoint", "model=vlm"], "captions.endpoint="),
         (["model=vlm"], "captions.kind=endpoint"),
     ],
 )
@@ -196,7 +196,7 @@ def test_values_that_cannot_be_are_refused(value: str) -> None:
 
 
 def test_a_dead_server_ends_the_run_with_its_address(places: Places) -> None:
-    config = settings("kind=endpoint", "model=vlm", "url=http://127.0.0.1:9/v1", "num_tries=1")
+    config = settings("kind=endpoint", "model=vlm", "endpoint=http://127.0.0.1:9/v1", "num_tries=1")
     with pytest.raises(ModelServerError, match=r"127\.0\.0\.1:9.*demo-a-000"):
         list(caption_clips((stored_clip(places, 0, [9]),), config=config, tool=load(config, places)))
 
