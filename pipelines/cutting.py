@@ -251,7 +251,7 @@ def _graph(footage: Footage, cuts: Sequence[Cut], encoding: Encoding) -> str:
     side = encoding.size_px
     short = min(footage.width, footage.height)
     width, height = (max(side, round(length * side / short)) for length in (footage.width, footage.height))
-    flags = "bicubic+accurate_rnd+full_chroma_int+bitexact"
+    flags = "bicubic+accurate_rnd+bitexact"
     square = f"crop={side}:{side},setsar=1"
     video = f"scale={width}:{height}:flags={flags}:out_color_matrix=bt709:out_range=tv,format=yuv420p,{square}"
     still = f"scale={width}:{height}:flags={flags}:out_color_matrix=bt601:out_range=pc,format=yuv420p,{square}"

@@ -38,7 +38,9 @@ class ClipsConfig:
     fps: float | None = None
     keep_audio: bool = True
     crf: int = 20
-    preset: str = "veryfast"
+    preset: Literal["ultrafast", "superfast", "veryfast", "faster", "fast", "medium", "slow", "slower", "veryslow"] = (
+        "veryfast"
+    )
     audio_kbps: int = 128
     detection: ShotDetection = field(default_factory=ShotDetection)
     timeout_s: float = machinery(120.0)  # of one ffmpeg child, and so much more for each second of video it reads:
