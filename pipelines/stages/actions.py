@@ -31,9 +31,10 @@ from pipelines.stage import Needs, Places, Stage
 PROMPT = Path(__file__).with_name("prompts") / "actions.json"
 NAME = "actions"
 NO_ACTION = "none"
+MAX_ACTION_WORDS = 20
 MAX_UTTERANCE_CHARS = 400  # hostile captions: one "word" may be a page long
 
-# Words that carry no content of their own: an action may use them freely, and none of them opens an action.
+# Words that carry no content of their own: none of them opens an action.
 FUNCTION_WORDS = frozenset(
     """a an the this that these those some any all each both every it its it's they them their he him his she her i me
     my we us our you your and or but so then now next first finally also just really very only too here there again
@@ -45,6 +46,7 @@ FUNCTION_WORDS = frozenset(
 )
 # Of these the model may put any into an action, spoken or not.
 JOINING_WORDS = ("a", "and", "the")
+HANGING_WORDS = frozenset("a an and the of or to until with for from into".split())  # no sentence ends with one
 NUMBER_WORDS = frozenset(
     """one two three four five six seven eight nine ten eleven twelve fifteen twenty thirty forty fifty sixty hundred
     half quarter dozen couple few little bit much many lot lots more most""".split()
@@ -60,7 +62,7 @@ class ActionsConfig:
     max_pause_s: float = 0.8  # a longer silence ends an utterance
     max_words: int = 25  # of an utterance
     max_tokens: int = 120  # of an answer
-    min_grounded: float = 1.0  # share of an action's content words that must be among the words that it rests on
+    min_grounded: float = 1.0  # share of an action's words, joining ones aside, that must have been spoken
     timeout_s: float = machinery(120.0)  # of one attempt
     patience_s: float = machinery(300.0)  # with a server that keeps failing
 
@@ -218,7 +220,9 @@ class _Spoken:
     def schema(self) -> dict[str, Any]:
         """JSON schema: `none`, or an action in the words of the utterance with its first and last word."""
         allowed = sorted({*JOINING_WORDS, *(form for bare in self.bare if bare for form in base_forms(bare))})
-        pattern = f"^({_either(self.openings)})( ({_either(allowed)})){{1,{min(len(self.words), 16) - 1}}}$"
+        pattern = (
+            f"^({_either(self.openings)})( ({_either(allowed)})){{1,{min(len(self.words), MAX_ACTION_WORDS - 1)}}}$"
+        )
         cited = {"enum": list(self.tags)}
         return {
             "anyOf": [
@@ -247,7 +251,7 @@ def _judged(
     """The action, or why it does not hold.
 
     An action rests on the cited words, and on the words of the same utterance that it repeats: a weak model cites too
-    few. Each content word must have a spoken word of its own.
+    few. Each word but the joining ones must have a spoken word of its own.
     """
     text = str(answer["action"])
     if text == NO_ACTION:
@@ -257,8 +261,8 @@ def _judged(
     found = [place for place in grounds if place is not None]
     problem = None
     if len(found) < config.min_grounded * len(grounds) or not found or grounds[0] is None:
-        problem = f"{len(found)} of {len(grounds)} content words are spoken"
-    elif text.split()[-1] in ("a", "an", "and", "of", "the", "to", "until", "or"):
+        problem = f"{len(found)} of {len(grounds)} words are spoken"
+    elif text.split()[-1] in HANGING_WORDS:
         problem = "it ends in the middle"
     if problem is not None:
         return _reject(video, index, Reason.UNGROUNDED_ACTION, f"{_shown(text)} for {_shown(spoken.text)}: {problem}")
@@ -281,11 +285,11 @@ def _judged(
 
 
 def _grounds(action: Sequence[str], bare: Sequence[str], *, first: int, last: int) -> list[int | None]:
-    """For each content word of an action the spoken word that it comes from: within [first, last] or nearest to it."""
+    """For each word of an action, joining ones aside, the spoken word that it is: in [first, last] or nearest to it."""
     grounds: list[int | None] = []
     taken: set[int] = set()
     for word in action:
-        if word in FUNCTION_WORDS:
+        if word in JOINING_WORDS:
             continue
         places = [i for i, said in enumerate(bare) if said and i not in taken and base_forms(said) & base_forms(word)]
         place = min(places, key=lambda i: (max(first - i, 0, i - last), i), default=None)
