@@ -70,7 +70,10 @@ class Progress:
                 left = max((self._eta(name, tally, now) or 0 for name, tally in tallies.items()), default=0)
                 eta = f"  about {left:.0f} s left" if left and not final else ""
                 self._console.print(
-                    f"[{now - self._started:5.0f} s] {'  '.join(parts)}{eta}", highlight=False, markup=False, soft_wrap=True
+                    f"[{now - self._started:5.0f} s] {'  '.join(parts)}{eta}",
+                    highlight=False,
+                    markup=False,
+                    soft_wrap=True,
                 )
 
     def say(self, message: str, **values: Any) -> None:

@@ -72,6 +72,9 @@ def run(
     outcome = flow.run(request, engine=engine, address=ray)
     for name, split in outcome.manifest.splits.items():
         _say(f"{name}: {split.num_narratives} narratives, {split.num_clips} clips, {len(split.shards)} shards")
+    if total := outcome.actions.total():
+        shares = ", ".join(f"{count / total:.0%} {kind}" for kind, count in outcome.actions.items() if count)
+        _say(f"actions: {shares} of {total}")
     if not outcome.num_narratives:
         _say(f"{out}: no narrative came out; tables/rejects.parquet and report.html say why for each video")
         return 1

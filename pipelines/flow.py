@@ -15,7 +15,7 @@ from cookgen.config import apply_settings, config_digest
 from cookgen.dataset.tables import read_table, table_path
 from cookgen.errors import InputError, OutputInUseError, UnknownNameError, UsageError
 from cookgen.files import canonical_json, digest, write_atomic
-from cookgen.records import TABLES, Manifest, Narrative, Reject, SourceVideo
+from cookgen.records import TABLES, Action, Manifest, Narrative, Reject, SourceVideo
 from cookgen.runlog import Progress, Tally
 from pipelines import inline
 from pipelines.profiles import PROFILES, Config
@@ -191,6 +191,7 @@ class Outcome:
     """What a run came to."""
 
     manifest: Manifest
+    actions: Counter[str]  # how they came to be: manual, rewritten, verbatim, rejected
     was_complete: bool  # there was nothing to do
 
     @property
@@ -222,7 +223,7 @@ def run(request: Request, *, engine: str = "ray", address: str | None = None) ->
         manifest = _complete_set(request.out, stamp)
         if manifest is not None:
             progress.say(f"nothing to do: {request.out} is complete for these {len(sources)} videos")
-            return Outcome(manifest, was_complete=True)
+            return Outcome(manifest, _origins(request.out), was_complete=True)
         require_space(request.out, 64 * 2**20 + sum(source.num_bytes for source in sources))
         request.save()
 
@@ -234,7 +235,9 @@ def run(request: Request, *, engine: str = "ray", address: str | None = None) ->
         progress.say(f"{len(sources)} videos: {len(todo)} to do, {len(sources) - len(todo)} done before")
         if todo:
             if config.actions.endpoint is None and any(_needs_llm(state, stages) for state in todo):
-                url = stack.enter_context(serve_llm(config.server, log_folder=request.out / ".runs"))
+                url = stack.enter_context(
+                    serve_llm(config.server, model=config.actions.model, log_folder=request.out / ".runs")
+                )
                 places = replace(places, endpoints={"llm": url})
             done = _execute(todo, stages, store, places, progress, engine=engine, address=address)
             by_name = {state.source.narrative: state for state in done}
@@ -242,7 +245,7 @@ def run(request: Request, *, engine: str = "ray", address: str | None = None) ->
             Store(request.out).compact()
         manifest = _write_set(request, config, stages, states, source_rejects, places)
         write_atomic(request.out / ".store" / "complete.json", canonical_json({"stamp": stamp}))
-        return Outcome(manifest, was_complete=False)
+        return Outcome(manifest, _origins(request.out), was_complete=False)
 
 
 def _needs_llm(state: VideoState, stages: tuple[Stage, ...]) -> bool:
@@ -281,6 +284,11 @@ def _execute(
     done = ray_engine.run(todo, stages, out=store.root.parent, places=places, address=address, show=show)
     progress.show(tallies, final=True)
     return done
+
+
+def _origins(out: Path) -> Counter[str]:
+    rejects = read_table(table_path(out, Reject), Reject)
+    return actions.origins(read_table(table_path(out, Action), Action), rejects)
 
 
 def _stamp(listing: Sequence[SourceVideo | Reject], stages: tuple[Stage, ...], config: Config) -> str:

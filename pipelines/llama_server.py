@@ -24,7 +24,6 @@ def main() -> None:
     parser.add_argument("--port", type=int, required=True)
     parser.add_argument("--context-tokens", type=int, required=True)
     parser.add_argument("--threads", type=int, required=True)
-    parser.add_argument("--seed", type=int, required=True)
     parser.add_argument("--parent", type=int, required=True, help="process id to die with")
     options = parser.parse_args()
 
@@ -48,7 +47,7 @@ def main() -> None:
     params.cache_ram_mib = 0
     params.cache_idle_slots = False
     params.n_ctx_checkpoints = 0
-    params.sampling.seed = options.seed
+    params.sampling.seed = 0
     params.cpuparams.n_threads = params.cpuparams_batch.n_threads = options.threads
     params.cpuparams.poll = params.cpuparams_batch.poll = 0  # sleep between requests, do not spin
     server = xllamacpp.Server(params)

@@ -32,12 +32,12 @@ LOG_NAME = "llm-server.log"
 
 @dataclass(frozen=True)
 class ServerConfig:
-    """The embedded language model server."""
+    """How the embedded language model server runs; which model it serves is `actions.model`. None of it changes an
+    answer: temperature is 0, and requests come one at a time to an empty cache."""
 
-    model: str = "smollm2-135m-instruct"  # as modelstore.resolve takes it: a .gguf file
-    context_tokens: int = 2048
-    threads: int = 1  # two wait for each other at every step: 20 times slower as soon as the cores are shared
-    seed: int = 0
+    context_tokens: int = machinery(2048)
+    # Two threads wait for each other at every step: 20 times slower as soon as the cores are shared.
+    threads: int = machinery(1)
     start_timeout_s: float = machinery(120.0)  # to load the model and answer for the first time
     hung_after_s: float = machinery(60.0)  # a server silent for that long is killed and started again
     max_deaths: int = machinery(4)  # in a row: one that lived for steady_s starts the count anew
@@ -45,13 +45,14 @@ class ServerConfig:
 
 
 @contextlib.contextmanager
-def serve_llm(config: ServerConfig, *, log_folder: Path) -> Iterator[str]:
+def serve_llm(config: ServerConfig, *, model: str, log_folder: Path) -> Iterator[str]:
     """Runs the server for the length of the block; yields its base URL, `http://127.0.0.1:PORT/v1`.
 
+    model: a .gguf file, or a name that modelstore.resolve knows as one.
     Its output goes to `llm-server.log` in `log_folder`. Raises ModelError where the model is missing, ModelServerError
     where the server does not start, and where the block failed because the server had been given up.
     """
-    server = _Server(config, model=modelstore.resolve(config.model).path, log=log_folder / LOG_NAME)
+    server = _Server(config, model=model, path=modelstore.resolve(model).path, log=log_folder / LOG_NAME)
     log_folder.mkdir(parents=True, exist_ok=True)
     server.start()
     try:
@@ -70,8 +71,8 @@ class _Server:
     Only that thread starts processes: a child that asked to die with its parent dies with the parent's *thread*.
     """
 
-    def __init__(self, config: ServerConfig, *, model: Path, log: Path) -> None:
-        self.config, self.model, self.log = config, model, log
+    def __init__(self, config: ServerConfig, *, model: str, path: Path, log: Path) -> None:
+        self.config, self.model, self.path, self.log = config, model, path, log
         self.port = _free_port()
         self.url = f"http://127.0.0.1:{self.port}/v1"
         self.verdict: str | None = None  # why it was given up
@@ -142,9 +143,9 @@ class _Server:
 
     def _spawn(self) -> subprocess.Popen[bytes]:
         config = self.config
-        command = [sys.executable, "-P", str(PROGRAM), "--model", str(self.model), "--alias", config.model]
+        command = [sys.executable, "-P", str(PROGRAM), "--model", str(self.path), "--alias", self.model]
         command += ["--port", str(self.port), "--context-tokens", str(config.context_tokens)]
-        command += ["--threads", str(config.threads), "--seed", str(config.seed), "--parent", str(os.getpid())]
+        command += ["--threads", str(config.threads), "--parent", str(os.getpid())]
         with self.log.open("ab") as log:
             return subprocess.Popen(
                 command, stdin=subprocess.DEVNULL, stdout=log, stderr=subprocess.STDOUT, start_new_session=True

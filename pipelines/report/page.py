@@ -10,7 +10,6 @@ from __future__ import annotations
 import base64
 import hashlib
 import io
-import re
 from collections import Counter
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
@@ -22,9 +21,10 @@ import jinja2
 from markupsafe import Markup
 from PIL import Image
 
-from cookgen.records import Action, Caption, Check, Clip, Match, Narrative, Reason, Record, Reject, Video, Word
+from cookgen.records import Action, Caption, Check, Clip, Match, Narrative, Record, Reject, Video, Word
 from pipelines.report import timeline
 from pipelines.stage import VideoState
+from pipelines.stages.actions import origins
 
 R = TypeVar("R", bound=Record)
 _FOLDER = Path(__file__).parent
@@ -371,12 +371,7 @@ def _counted(reasons: Iterable[str]) -> tuple[tuple[str, int], ...]:
 
 def _action_origins(views: Sequence[_VideoView], rejects: Sequence[Reject]) -> list[tuple[str, str, int]]:
     """How actions came to be: (kind, what it means, count); kinds without any are left out."""
-    counts: Counter[str] = Counter()
-    for view in views:
-        for action in view.actions.values():
-            counts["manual" if action.origin == "manual" else "verbatim" if is_verbatim(action) else "rewritten"] += 1
-    refused = {Reason.UNUSABLE_ANSWER, Reason.UNGROUNDED_ACTION, Reason.NOT_AN_ACTION}
-    counts["rejected"] = sum(row.reason in refused and not row.is_video_level for row in rejects)
+    counts = origins((action for view in views for action in view.actions.values()), rejects)
     kinds = {
         "rewritten": "written by the language model in other words than those spoken",
         "verbatim": "words as they were spoken",
@@ -384,12 +379,6 @@ def _action_origins(views: Sequence[_VideoView], rejects: Sequence[Reject]) -> l
         "rejected": "answers of the language model that did not hold, and talk without an action",
     }
     return [(kind, text, counts[kind]) for kind, text in kinds.items() if counts[kind]]
-
-
-def is_verbatim(action: Action) -> bool:
-    """Whether the action's words stand side by side, in this order, in the speech that it rests on."""
-    text, spoken = (" ".join(re.findall(r"\w+", part.lower())) for part in (action.text, action.raw_text))
-    return f" {text} " in f" {spoken} "
 
 
 def _reasons(rejects: Sequence[Reject]) -> list[tuple[str, str, str, int]]:

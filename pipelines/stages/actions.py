@@ -97,29 +97,22 @@ def write_actions(
         yield _reject(video, None, Reason.NO_ACTIONS, detail or "no words were spoken")
 
 
-def shares(actions: Iterable[Action], rejects: Iterable[Reject]) -> dict[str, float]:
-    """What became of the utterances: shares "rewritten", "verbatim" and "rejected" that sum to 1.
+def origins(actions: Iterable[Action], rejects: Iterable[Reject]) -> Counter[str]:
+    """How the actions came to be: counts of "manual", "rewritten", "verbatim" and "rejected".
 
-    Verbatim: the action's text, apart from case and punctuation, stands just so in its `raw_text`. Rejected: all the
-    action-level rejects of this stage, talk that is no action among them. Manual annotations do not count. All 0
-    where there was nothing to judge.
+    Rejected are all answers that did not hold, talk that is no action among them.
     """
-    written = [action for action in actions if action.origin == "asr"]
-    verbatim = sum(_is_verbatim(action) for action in written)
+    counts: Counter[str] = Counter()
+    for action in actions:
+        counts["manual" if action.origin == "manual" else "verbatim" if is_verbatim(action) else "rewritten"] += 1
     judged = (Reason.UNUSABLE_ANSWER, Reason.NOT_AN_ACTION, Reason.UNGROUNDED_ACTION)
-    rejected = sum(
-        reject.stage == NAME and reject.action_index is not None and reject.reason in judged for reject in rejects
-    )
-    total = max(1, len(written) + rejected)
-    return {
-        "rewritten": (len(written) - verbatim) / total,
-        "verbatim": verbatim / total,
-        "rejected": rejected / total,
-    }
+    counts["rejected"] = sum(reject.reason in judged and reject.action_index is not None for reject in rejects)
+    return counts
 
 
-def _is_verbatim(action: Action) -> bool:
-    text, spoken = (" ".join(map(_bare, side.split())) for side in (action.text, action.raw_text))
+def is_verbatim(action: Action) -> bool:
+    """Whether the action's words stand side by side, in this order, in the speech that it rests on."""
+    text, spoken = (" ".join(re.findall(r"\w+", part.lower())) for part in (action.text, action.raw_text))
     return f" {text} " in f" {spoken} "
 
 

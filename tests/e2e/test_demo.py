@@ -61,18 +61,20 @@ def test_there_is_a_train_and_a_val_narrative_to_read(demo: Path) -> None:
 
 
 def test_steps_agree_with_the_ground_truth(demo: Path) -> None:
-    hits = total = 0
+    hits = steps = spoken = 0
     for split in ("train", "val"):
         for narrative in load_split(split, demo):
             truth = json.loads(
                 (demo / ".store" / "demo" / f"{narrative.steps[0].sample.video.video_id}.gt.json").read_text()
             )
-            total += len(truth["actions"])
+            spoken += len(truth["actions"])
+            steps += len(narrative.steps)
             for step in narrative.steps:
                 middle = (step.sample.action.start_s + step.sample.action.end_s) / 2
                 said = next((a["text"] for a in truth["actions"] if a["start_s"] <= middle <= a["end_s"]), "")
                 hits += bool(content_words(step.action) & content_words(said))
-    assert hits >= 0.6 * total
+    assert hits >= 0.85 * steps  # what comes out is right, misheard words apart
+    assert steps >= 0.5 * spoken  # and a small model finds at least half
 
 
 def content_words(text: str) -> set[str]:

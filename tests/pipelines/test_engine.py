@@ -80,7 +80,15 @@ def dead_server(video: Video, words: tuple[Word, ...], *, config: Nothing) -> It
 
 STAGES = (
     Stage(name="videos", reads=(SourceVideo,), writes=Video, run=probe, config=Nothing(), version=1),
-    Stage(name="speech", reads=(Video,), writes=Word, run=hear, config=Nothing(), version=1, load=lambda config, places: []),
+    Stage(
+        name="speech",
+        reads=(Video,),
+        writes=Word,
+        run=hear,
+        config=Nothing(),
+        version=1,
+        load=lambda config, places: [],
+    ),
     Stage(name="actions", reads=(Video, Word), writes=Action, run=act, config=Nothing(), version=1),
 )
 

@@ -16,6 +16,7 @@ import pytest
 from cookgen.errors import ModelError, ModelServerError, UnknownNameError
 from cookgen.perception.llm import ChatModel
 from pipelines.serve import LOG_NAME, ServerConfig, serve_llm
+from pipelines.stages.actions import ActionsConfig
 
 ROOT = Path(__file__).resolve().parents[2]
 SCHEMA = {
@@ -25,6 +26,8 @@ SCHEMA = {
     "additionalProperties": False,
 }
 QUESTIONS = ("Name a soup.", "What goes with rice?", "Name a soup that is made of beans.")
+
+MODEL = ActionsConfig().model
 
 
 def servers() -> list[psutil.Process]:
@@ -54,7 +57,7 @@ def ask(url: str, question: str) -> dict[str, object]:
 
 @pytest.fixture(scope="module")
 def url(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
-    with serve_llm(ServerConfig(), log_folder=tmp_path_factory.mktemp("logs")) as url:
+    with serve_llm(ServerConfig(), model=MODEL, log_folder=tmp_path_factory.mktemp("logs")) as url:
         yield url
     assert not servers()
 
@@ -73,7 +76,7 @@ def test_answers_are_the_same_in_any_order_and_after_a_kill_on_the_same_port(url
 
 def test_the_server_leads_a_process_group_of_its_own_and_ends_on_an_error(tmp_path: Path) -> None:
     before = {process.pid for process in servers()}
-    with pytest.raises(ZeroDivisionError), serve_llm(ServerConfig(), log_folder=tmp_path / "logs"):
+    with pytest.raises(ZeroDivisionError), serve_llm(ServerConfig(), model=MODEL, log_folder=tmp_path / "logs"):
         (server,) = (process for process in servers() if process.pid not in before)
         assert os.getpgid(server.pid) == server.pid != os.getpgid(0)
         raise ZeroDivisionError
@@ -83,7 +86,7 @@ def test_the_server_leads_a_process_group_of_its_own_and_ends_on_an_error(tmp_pa
 
 def test_a_server_that_hangs_is_replaced(tmp_path: Path) -> None:
     before = {process.pid for process in servers()}
-    with serve_llm(ServerConfig(hung_after_s=3), log_folder=tmp_path) as url:
+    with serve_llm(ServerConfig(hung_after_s=3), model=MODEL, log_folder=tmp_path) as url:
         (server,) = (process for process in servers() if process.pid not in before)
         server.suspend()
         wait_for(lambda: not server.is_running())
@@ -93,7 +96,8 @@ def test_a_server_that_hangs_is_replaced(tmp_path: Path) -> None:
 def test_a_killed_run_leaves_no_server_behind(tmp_path: Path) -> None:
     program = (
         "import time; from pathlib import Path; from pipelines.serve import *\n"
-        f"with serve_llm(ServerConfig(), log_folder=Path({str(tmp_path)!r})): print('up', flush=True); time.sleep(600)"
+        f"with serve_llm(ServerConfig(), model={MODEL!r}, log_folder=Path({str(tmp_path)!r})):\n"
+        "    print('up', flush=True); time.sleep(600)"
     )
     run = subprocess.Popen([sys.executable, "-c", program], cwd=ROOT, stdout=subprocess.PIPE)
     try:
@@ -111,7 +115,7 @@ def test_a_model_that_cannot_be_loaded_ends_with_the_servers_own_words(tmp_path:
     broken.write_bytes(b"GGUF but not really")
     with (
         pytest.raises(ModelServerError, match=r"actions\.endpoint") as caught,
-        serve_llm(ServerConfig(model=str(broken)), log_folder=tmp_path),
+        serve_llm(ServerConfig(), model=str(broken), log_folder=tmp_path),
     ):
         pass
     assert "died" in str(caught.value)
@@ -121,7 +125,7 @@ def test_a_model_that_cannot_be_loaded_ends_with_the_servers_own_words(tmp_path:
 def test_a_model_that_is_not_there_is_named(tmp_path: Path) -> None:
     with (
         pytest.raises((UnknownNameError, ModelError), match="smollm2"),
-        serve_llm(ServerConfig(model="smollm2"), log_folder=tmp_path),
+        serve_llm(ServerConfig(), model="smollm2", log_folder=tmp_path),
     ):
         pass
 
@@ -135,7 +139,7 @@ def test_a_server_that_keeps_dying_is_given_up_and_the_failing_run_says_so(tmp_p
     config = ServerConfig(max_deaths=2)
     with (
         pytest.raises(ModelServerError, match=r"SIGKILL.*2 times in a row") as caught,
-        serve_llm(config, log_folder=tmp_path) as url,
+        serve_llm(config, model=MODEL, log_folder=tmp_path) as url,
     ):
         killed = set()
         for _ in range(2):

@@ -221,7 +221,7 @@ _FAREWELLS = (
     "That is all for today, and I will see you soon.",
     "I am so happy with the way this turned out.",
 )
-_LEADS = ("Now", "Next,", "Then", "After that,", "And now", "Now you can")
+_LEADS = ("Now", "Next,", "Then", "After that,")
 
 
 def compose(seed: int, index: int, *, min_steps: int, max_steps: int) -> Recipe:
@@ -332,12 +332,10 @@ def _chop(rng: Random, food: str) -> Shot:
             ]
         )
     else:
-        verb = rng.choice(["Chop", "Cut", "Slice", "Dice"])
+        verb = rng.choice(["Chop", "Cut", "Slice"])
         pieces = rng.choice(["into small cubes", "into thin slices", "into large chunks", "into small even pieces"])
         if verb == "Slice":
             pieces = rng.choice(["very thinly", "into thick rounds", "with a sharp knife"])
-        if verb == "Dice":
-            pieces = rng.choice(["with a sharp knife", "into very small cubes"])
         tail = rng.choice(["", " on the cutting board", " on a wooden board"])
         sentence = f"{verb} {_some(rng, food)} {pieces}{tail}"
     return _step("chop", sentence, f"A knife cuts {food} on a wooden board", (food,))
@@ -368,7 +366,7 @@ def _pour(rng: Random, food: str, into: str) -> Shot:
 
 def _sprinkle(rng: Random, food: str, over: str) -> Shot:
     color = rng.choice(["white", "blue", "green", "turquoise", "pink", "black"])
-    verb, amount = rng.choice([("Sprinkle", "some"), ("Scatter", "plenty of"), ("Sprinkle", "a handful of")])
+    verb, amount = rng.choice([("Sprinkle", "some"), ("Sprinkle", "plenty of"), ("Sprinkle", "a handful of")])
     if food in ("salt", "black pepper", "cinnamon", "paprika", "curry powder"):
         verb, amount = rng.choice([("Season with", "a pinch of"), ("Sprinkle", "a spoon of"), ("Add", "a pinch of")])
     joint = "over" if verb != "Add" else "to"

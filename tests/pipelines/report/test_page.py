@@ -32,8 +32,9 @@ from cookgen.records import (
     Word,
 )
 from pipelines.report import page, timeline
-from pipelines.report.page import is_verbatim, report_page
+from pipelines.report.page import report_page
 from pipelines.stage import Result, VideoState
+from pipelines.stages.actions import is_verbatim
 
 RUN = {"name": "cookgen-folder", "source": "folder", "created_by": "cookgen 0.1.0", "config": "3f9a" * 16}
 HOSTILE = (

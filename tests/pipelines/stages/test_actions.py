@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import re
+from collections import Counter
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -24,7 +25,7 @@ from pipelines.stages.actions import (
     base_forms,
     load_model,
     model_identity,
-    shares,
+    origins,
     utterances,
     write_actions,
 )
@@ -121,7 +122,7 @@ def answered(answer: Callable[[str, dict[str, Any]], Any], *sentences: str, **co
 
 @pytest.fixture(scope="module")
 def tool(tmp_path_factory: pytest.TempPathFactory) -> Iterator[ChatModel]:
-    with serve_llm(ServerConfig(), log_folder=tmp_path_factory.mktemp("logs")) as url:
+    with serve_llm(ServerConfig(), model=ActionsConfig().model, log_folder=tmp_path_factory.mktemp("logs")) as url:
         places = Places(videos=Path(), media=Path(), scratch=Path(), endpoints={"llm": url})
         chat = load_model(STAGE.config, places)
         assert chat is not None
@@ -136,7 +137,8 @@ def test_the_real_model_finds_the_instructions_and_leaves_the_talk(tool: ChatMod
     words = say(*sentences)
     rows = run(words, tool)
     actions, rejects = actions_of(rows), rejects_of(rows)
-    assert rows == run(words, tool), "recomputed, the answers must be the same"
+    few = run(words[: len(" ".join(sentences[:2]).split())], tool)
+    assert actions_of(few) == actions[: len(actions_of(few))], "recomputed, the answers must be the same"
 
     spans, first = [], 0
     for sentence in sentences:
@@ -160,7 +162,7 @@ def test_the_real_model_finds_the_instructions_and_leaves_the_talk(tool: ChatMod
     numbers = [row.action_index for row in actions] + [reject.action_index for reject in rejects]
     assert sorted(number for number in numbers if number is not None) == list(range(len(sentences)))
     assert all(reject.action_index is not None for reject in rejects)
-    assert sum(shares(actions, rejects).values()) == pytest.approx(1)
+    assert origins(actions, rejects).total() == len(actions) + len(rejects)
 
 
 def test_speech_that_gives_orders_to_the_model_changes_nothing(tool: ChatModel) -> None:
@@ -172,7 +174,7 @@ def test_speech_that_gives_orders_to_the_model_changes_nothing(tool: ChatModel) 
         assert set(row.text.lower().split()) <= set(re.findall(r"[\w']+", attack.lower())) | {"a", "and", "the"}
 
 
-@settings(max_examples=12, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(max_examples=6, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(texts=st.lists(st.text(min_size=1, max_size=12), min_size=2, max_size=8))
 def test_any_words_are_answered_without_an_error(tool: ChatModel, texts: list[str]) -> None:
     words = tuple(
@@ -228,7 +230,7 @@ def test_garbage_gives_no_action_and_says_why(answer: Callable[[str, dict[str, A
     assert [reject.action_index for reject in single] == list(range(len(COOKING)))
     assert {reject.reason for reject in single} <= {Reason.UNUSABLE_ANSWER, Reason.UNGROUNDED_ACTION}
     assert (whole.reason, whole.is_video_level, whole.narrative) == (Reason.NO_ACTIONS, True, "folder-a")
-    assert shares([], single)["rejected"] == 1
+    assert origins([], single)["rejected"] == len(COOKING)
 
 
 def cited(schema: dict[str, Any]) -> dict[str, str]:
@@ -262,7 +264,7 @@ def test_an_action_rests_on_the_words_cited_and_on_those_that_it_repeats() -> No
     assert (row.text, row.raw_text) == ("Wash the rice in cold water", "washing the rice in cold water.")
     assert (row.word_first, row.word_end, row.origin) == (3, 9, "asr")
     assert (row.start_s, row.end_s) == pytest.approx((0.5 + 3 * 0.3, 0.5 + 9 * 0.3))
-    assert shares([row], []) == {"rewritten": 1, "verbatim": 0, "rejected": 0}
+    assert origins([row], []) == Counter(rewritten=1)
 
 
 @pytest.mark.parametrize("ends", [("top:5", "grate:0"), ("grate:0", "top:5")])
@@ -271,7 +273,7 @@ def test_the_cited_words_may_come_in_any_order(ends: tuple[str, str]) -> None:
     (row,) = answered(lambda said, schema: answer, "Grate the cheese over the top.")
     assert isinstance(row, Action)
     assert (row.word_first, row.word_end) == (0, 6)
-    assert shares([row], []) == {"rewritten": 0, "verbatim": 1, "rejected": 0}
+    assert origins([row], []) == Counter(verbatim=1)
 
 
 @pytest.mark.parametrize(
@@ -401,7 +403,7 @@ def test_annotated_segments_are_the_actions_and_no_model_is_asked() -> None:
         (3, Reason.BAD_ANNOTATION),
         (4, Reason.BAD_ANNOTATION),
     ]
-    assert shares(actions, rejects) == {"rewritten": 0, "verbatim": 0, "rejected": 0}
+    assert origins(actions, rejects) == Counter(manual=len(actions))
 
 
 def test_a_video_whose_annotations_are_all_bad_has_no_actions() -> None:
