@@ -189,9 +189,14 @@ def _identity(stage: Stage) -> tuple[str, str | None]:
     return config_digest(stage.config), stage.model(stage.config)
 
 
-def key_of(stage: Stage, lineage: Lineage) -> str:
-    """The content key: same key, same result, never computed twice."""
-    return digest({"stage": stage.name, **lineage.to_json()})
+def key_of(stage: Stage, lineage: Lineage, source: SourceVideo) -> str:
+    """The content key: same key, same result, never computed twice.
+
+    For a stage that opens the source's file it also holds the file's time, which lineage, as the same bytes may lie
+    elsewhere, does not.
+    """
+    file_time = {"mtime_ns": source.mtime_ns} if SourceVideo in stage.reads else {}
+    return digest({"stage": stage.name, **lineage.to_json(), **file_time})
 
 
 def resume(source: SourceVideo, stages: tuple[Stage, ...], *, results: Results) -> VideoState:
@@ -202,7 +207,7 @@ def resume(source: SourceVideo, stages: tuple[Stage, ...], *, results: Results) 
             break
         if not state.has(stage.reads, stages):
             continue
-        result = results.get(stage, key_of(stage, lineage_of(stage, state, stages)))
+        result = results.get(stage, key_of(stage, lineage_of(stage, state, stages), source))
         if result is not None:
             state = state.with_result(result)
     return state
@@ -223,7 +228,7 @@ def advance(
     if state.is_stopped or stage.name in state.results:
         return state
     lineage = lineage_of(stage, state, stages)
-    key = key_of(stage, lineage)
+    key = key_of(stage, lineage, state.source)
     result = results.get(stage, key)
     if result is None:
         result = compute(stage, key, lineage, state, stages, tool=tool)

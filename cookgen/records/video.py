@@ -26,11 +26,12 @@ class SourceVideo(Record):
     """A video as its source lists it, before the file is opened. Not a table: the pipeline's input.
 
     `path` and `subtitles` are relative to the source's video folder. `num_bytes` and `mtime_ns` stand for the file's
-    content until the videos stage has read it.
+    content until the videos stage has read it: a touched file is read again, but its lineage stays the same.
     """
 
     TABLE: ClassVar[str] = "source"
     PER_VIDEO: ClassVar[Literal["one", "many"]] = "one"
+    DESCRIPTIVE: ClassVar[frozenset[str]] = frozenset({"mtime_ns"})
 
     narrative: str
     source: str
