@@ -2,8 +2,8 @@
 
 CookgenError
 ├── UsageError              an option, a name or a value that cannot be: exit 2
-│   ├── UnknownNameError    a name that is not one of those known (names the nearest)
-│   └── ShapeError          an array of another shape than the rule says
+│   └── UnknownNameError    a name that is not one of those known (names the nearest)
+├── ShapeError              an array of another shape than the rule says
 ├── InputError              a file or folder that is not what it must be: exit 2
 │   └── FormatError         a shard set that breaks cookgen/1
 ├── OutputError             OUT cannot be written, or belongs to something else: exit 2
@@ -42,7 +42,7 @@ class UnknownNameError(UsageError):
         return type(self), (self.kind, self.name, self.known)
 
 
-class ShapeError(UsageError):
+class ShapeError(CookgenError):
     """An array whose shape breaks the rule of the function that it was given to."""
 
 

@@ -1,16 +1,17 @@
 """The stages on Ray Data's streaming execution: one machine or a cluster, the same program.
 
-Videos stream through a chain of operators, so that cutting, listening and the model calls overlap. A stage without a
-model runs as tasks, a stage with `load` as a pool of actors that each load it once. The rows that travel are the
-videos' JSON; media stay in the store's media folder, which all nodes must see. One actor beside the driver is the only
-writer of the store.
+Videos stream through a chain of operators, one pool of actors a stage, so that cutting, listening and the model calls
+overlap; an actor loads its model once. The rows that travel are the videos' JSON; media stay in the store's media
+folder, which all nodes must see. One actor beside the driver is the only writer of the store.
 """
 
 from __future__ import annotations
 
 import logging
 import os
+import socket
 import threading
+from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
@@ -26,10 +27,11 @@ from cookgen.errors import CookgenError, UsageError
 from cookgen.runlog import Tally
 from pipelines import THREADS
 from pipelines.progress import CountedStore
-from pipelines.stage import Places, Result, Stage, VideoState, advance
+from pipelines.stage import Places, Result, Stage, VideoState, advance, failure, pending
 from pipelines.store import Store
 
 _POLL_SECONDS = 0.5
+_MAX_ATTEMPTS = 3  # at a video whose worker dies each time; Ray alone would try it for ever
 _OBJECT_STORE_BYTES = 256 * 2**20  # rows are small; a local Ray would take a third of the memory
 logging.getLogger("ray.data").setLevel(logging.WARNING)
 _CHECKOUT = Path(__file__).resolve().parents[1]
@@ -42,6 +44,7 @@ class _StoreWriter:
         self._stages = {stage.name: stage for stage in stages}
         self._counted = CountedStore(Store(out), stages, [VideoState.from_json(state, stages) for state in states])
         self._failure: Exception | None = None
+        self._attempts: Counter[tuple[str, str]] = Counter()
 
     def get(self, stage: str, key: str) -> str | None:
         result = self._counted.get(self._stages[stage], key)
@@ -49,6 +52,11 @@ class _StoreWriter:
 
     def put(self, result: str, stage: str) -> None:
         self._counted.put(Result.from_json(result, self._stages[stage]))
+
+    def attempt(self, stage: str, narrative: str) -> int:
+        """The how-many-th time it is that a worker begins this stage of this video."""
+        self._attempts[stage, narrative] += 1
+        return self._attempts[stage, narrative]
 
     def tallies(self) -> dict[str, Tally]:
         self._counted.store.flush_if_due()
@@ -90,6 +98,12 @@ class _StageWorker:
     def __call__(self, row: dict[str, Any]) -> dict[str, Any]:
         state = VideoState.from_json(row["state"], self._stages)
         try:
+            if self._stage.name in pending(state, self._stages):
+                attempt = ray.get(self._writer.attempt.remote(self._stage.name, state.source.narrative))
+                if attempt > _MAX_ATTEMPTS:
+                    result = failure(self._stage, state, self._stages, f"its worker died {_MAX_ATTEMPTS} times")
+                    self._results.put(result)
+                    return {"order": row["order"], "state": state.with_result(result).to_json()}
             state = advance(self._stage, state, self._stages, results=self._results, tool=self._load)
         except CookgenError as error:
             ray.get(self._writer.fail.remote(getattr(error, "cause", error)))  # .cause: it came from the writer itself
@@ -128,14 +142,30 @@ def _connect(address: str | None) -> None:
     if address is None:
         ray.init(address="local", include_dashboard=False, object_store_memory=_OBJECT_STORE_BYTES, **quiet)
         return
+    _probe(address)
     modules = [str(_CHECKOUT / "cookgen"), str(_CHECKOUT / "pipelines")]
     try:
         ray.init(address=address, runtime_env={"py_modules": modules, "env_vars": THREADS}, **quiet)
-    except ConnectionError as error:
-        raise UsageError(
-            f"--ray {address}: no Ray cluster answers there. Start one with `ray start --head`, "
-            "or leave --ray out to use this machine alone"
-        ) from error
+    except (ConnectionError, ValueError, RuntimeError) as error:
+        raise _no_cluster(address) from error
+
+
+def _probe(address: str) -> None:
+    """Raises UsageError at once where nothing listens; Ray itself would wait for minutes."""
+    if address == "auto":
+        return
+    host, _, port = address.removeprefix("ray://").rpartition(":")
+    try:
+        socket.create_connection((host, int(port)), timeout=10).close()
+    except (OSError, ValueError) as error:
+        raise _no_cluster(address) from error
+
+
+def _no_cluster(address: str) -> UsageError:
+    return UsageError(
+        f"--ray {address}: no Ray cluster answers there. Write auto, HOST:PORT or ray://HOST:PORT; start one "
+        "with `ray start --head`, or leave --ray out to use this machine alone"
+    )
 
 
 def _run(
@@ -154,14 +184,14 @@ def _run(
         .remote(out, stages, [row["state"] for row in rows])
     )
     finished: dict[int, VideoState] = {}
-    failure: list[BaseException] = []
+    failures: list[BaseException] = []
 
     def consume() -> None:
         try:
             for row in _chain(rows, stages, places, writer):
                 finished[row["order"]] = VideoState.from_json(row["state"], stages)
         except BaseException as error:  # noqa: BLE001 - carried to the main thread below
-            failure.append(error)
+            failures.append(error)
 
     # Ray Data is consumed beside the main thread, which shows progress and stays open to Ctrl-C.
     consumer = threading.Thread(target=consume, daemon=True)
@@ -170,8 +200,8 @@ def _run(
         consumer.join(_POLL_SECONDS)
         show(ray.get(writer.tallies.remote()))
     ray.get(writer.flush.remote())
-    if failure:
-        raise ray.get(writer.failure.remote()) or failure[0]
+    if failures:
+        raise ray.get(writer.failure.remote()) or failures[0]
     return [finished[order] for order in range(len(rows))]
 
 
@@ -182,6 +212,7 @@ def _chain(
     context.enable_progress_bars = False
     context.enable_operator_progress_bars = False
     num_cpus = int(ray.cluster_resources().get("CPU", 1))
+    beside_driver = {"ray.io/node-id": ray.get_runtime_context().get_node_id()}
     dataset = ray.data.from_items(rows, override_num_blocks=min(len(rows), 1000))
     # Every pool holds at least one worker, so on a small machine the shares of a core must be smaller.
     share = min(1.0, 0.9 * num_cpus / sum(stage.needs.cpus for stage in stages))
@@ -194,5 +225,6 @@ def _chain(
             num_cpus=round(share * stage.needs.cpus, 4),
             num_gpus=stage.needs.gpus or None,
             compute=pool,
+            label_selector=beside_driver if stage.name in places.endpoints else None,
         )
     yield from dataset.iter_rows()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from collections import Counter
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack
@@ -13,8 +14,8 @@ from typing import Any
 import cookgen
 from cookgen.config import apply_settings, config_digest
 from cookgen.dataset.tables import read_table, table_path
-from cookgen.errors import InputError, OutputInUseError, UnknownNameError, UsageError
-from cookgen.files import canonical_json, digest, write_atomic
+from cookgen.errors import InputError, UnknownNameError, UsageError
+from cookgen.files import canonical_json, digest, narrative_name, write_atomic
 from cookgen.records import TABLES, Action, Manifest, Narrative, Reject, SourceVideo
 from cookgen.runlog import Progress, Tally
 from pipelines import inline
@@ -25,7 +26,7 @@ from pipelines.serve import serve_llm
 from pipelines.sources import demo, folder, youcook2
 from pipelines.stage import Places, Stage, VideoState, pending, resume
 from pipelines.stages import actions, captions, checks, clips, matches, shards, speech, videos
-from pipelines.store import Store, claim, explained, locked, require_space
+from pipelines.store import Store, claim, explained, is_locked, locked, require_space
 
 STAGES: tuple[Stage, ...] = (
     videos.STAGE,
@@ -56,7 +57,10 @@ class Request:
 
     def config(self) -> Config:
         """The resolved configuration."""
-        return apply_settings(PROFILES[self.profile](self.source), list(self.settings))
+        config = apply_settings(PROFILES[self.profile](self.source), list(self.settings))
+        if config.source != self.source:
+            raise UsageError(f"--set source={config.source}: the source is named by --source, not by --set")
+        return config
 
     def videos_folder(self) -> Path:
         """The folder that videos' paths are relative to."""
@@ -105,6 +109,8 @@ def request_of(
         )
     if source != youcook2.NAME and annotations:
         raise UsageError(f"--annotations belongs to --source youcook2, not to {source}")
+    if source == youcook2.NAME and annotations and not annotations.is_file():
+        raise InputError(f"{annotations}: no such file; ANNOTATIONS must name youcookii_annotations_trainval.json")
     if limit is not None and limit < 1:
         raise UsageError(f"--limit {limit}: must be at least 1")
     return Request(
@@ -121,7 +127,12 @@ def request_of(
 
 def stages_of(config: Config) -> tuple[Stage, ...]:
     """The stages with their part of the configuration."""
-    return tuple(replace(stage, config=getattr(config, stage.name)) for stage in STAGES)
+    return tuple(_configured(stage, getattr(config, stage.name)) for stage in STAGES)
+
+
+def _configured(stage: Stage, config: Any) -> Stage:
+    on_gpu = getattr(config, "device", "cpu") != "cpu"
+    return replace(stage, config=config, needs=replace(stage.needs, gpus=1.0 if on_gpu else 0.0))
 
 
 def list_source(request: Request, config: Config) -> Iterator[SourceVideo | Reject]:
@@ -137,22 +148,29 @@ def list_source(request: Request, config: Config) -> Iterator[SourceVideo | Reje
         listing = youcook2.list_videos(place, request.annotations)
     items = list(listing)
     if request.ids is not None:
-        items = _only(items, request.ids)
+        items = _only(items, request.source, request.ids)
     yield from items[: request.limit]
 
 
-def _only(items: list[SourceVideo | Reject], ids_file: Path) -> list[SourceVideo | Reject]:
+def _only(items: list[SourceVideo | Reject], source: str, ids_file: Path) -> list[SourceVideo | Reject]:
+    """The items with these ids; an annotated video without a file stays the reject that it is."""
     try:
-        wanted = set(ids_file.read_text(encoding="utf-8").split("\n")) - {""}
+        wanted = set(ids_file.read_text(encoding="utf-8").splitlines()) - {""}
     except (OSError, ValueError) as error:
         raise InputError(f"--ids {ids_file}: cannot be read ({error}); it holds one video id a line") from error
-    known = {item.video_id for item in items if isinstance(item, SourceVideo)}
-    missing = sorted(wanted - known)
-    if missing:
+    names = {narrative_name(source, video_id): video_id for video_id in wanted}
+
+    def id_of(item: SourceVideo | Reject) -> str | None:
+        return item.video_id if isinstance(item, SourceVideo) else names.get(item.narrative or "")
+
+    found = [item for item in items if id_of(item) in wanted]
+    missing = sorted(wanted - {id_of(item) for item in found})
+    if missing or not wanted:
         raise InputError(
-            f"--ids {ids_file}: {len(missing)} of {len(wanted)} ids are not in the source: {missing[0]!r} …"
+            f"--ids {ids_file}: {len(missing)} of {len(wanted)} ids are not in the source, first {missing[:1]}; "
+            "write one id a line, as in the column video_id of tables/videos.parquet"
         )
-    return [item for item in items if isinstance(item, SourceVideo) and item.video_id in wanted]
+    return found
 
 
 @dataclass(frozen=True)
@@ -192,7 +210,6 @@ class Outcome:
 
     manifest: Manifest
     actions: Counter[str]  # how they came to be: manual, rewritten, verbatim, rejected
-    was_complete: bool  # there was nothing to do
 
     @property
     def num_narratives(self) -> int:
@@ -206,6 +223,8 @@ def run(request: Request, *, engine: str = "ray", address: str | None = None) ->
     """
     if engine not in ENGINES:
         raise UnknownNameError("engine", engine, ENGINES)
+    if engine == "inline" and address is not None:
+        raise UsageError(f"--engine inline runs without Ray: leave --ray {address} out, or use --engine ray")
     config = request.config()
     stages = stages_of(config)
     if request.videos is not None:
@@ -214,8 +233,11 @@ def run(request: Request, *, engine: str = "ray", address: str | None = None) ->
     with ExitStack() as stack:
         stack.enter_context(locked(request.out))
         progress = stack.enter_context(Progress(request.out / ".runs", f"cookgen {request.source} -> {request.out}"))
+        scratch = request.out / ".store" / "scratch"
+        shutil.rmtree(scratch, ignore_errors=True)  # what a killed run left there
         if request.source == demo.NAME:
-            demo.make_videos(request.videos_folder(), config.demo)
+            with explained(request.videos_folder()):
+                demo.make_videos(request.videos_folder(), config.demo)
         listing = list(list_source(request, config))
         sources = [item for item in listing if isinstance(item, SourceVideo)]
         source_rejects = [item for item in listing if isinstance(item, Reject)]
@@ -223,29 +245,30 @@ def run(request: Request, *, engine: str = "ray", address: str | None = None) ->
         manifest = _complete_set(request.out, stamp)
         if manifest is not None:
             progress.say(f"nothing to do: {request.out} is complete for these {len(sources)} videos")
-            return Outcome(manifest, _origins(request.out), was_complete=True)
-        require_space(request.out, 64 * 2**20 + sum(source.num_bytes for source in sources))
+            return Outcome(manifest, _origins(request.out))
         request.save()
-
+        complete = request.out / ".store" / "complete.json"
+        complete.unlink(missing_ok=True)
         store = Store(request.out)
-        scratch = request.out / ".store" / "scratch"
         places = Places(videos=request.videos_folder(), media=store.media, scratch=scratch)
         states = [resume(source, stages, results=store) for source in sources]
         todo = [state for state in states if pending(state, stages)]
+        require_space(request.out, 64 * 2**20 + sum(state.source.num_bytes for state in todo))
         progress.say(f"{len(sources)} videos: {len(todo)} to do, {len(sources) - len(todo)} done before")
         if todo:
             if config.actions.endpoint is None and any(_needs_llm(state, stages) for state in todo):
                 url = stack.enter_context(
                     serve_llm(config.server, model=config.actions.model, log_folder=request.out / ".runs")
                 )
-                places = replace(places, endpoints={"llm": url})
+                places = replace(places, endpoints={actions.NAME: url})
             done = _execute(todo, stages, store, places, progress, engine=engine, address=address)
             by_name = {state.source.narrative: state for state in done}
             states = [by_name.get(state.source.narrative, state) for state in states]
             Store(request.out).compact()
         manifest = _write_set(request, config, stages, states, source_rejects, places)
-        write_atomic(request.out / ".store" / "complete.json", canonical_json({"stamp": stamp}))
-        return Outcome(manifest, _origins(request.out), was_complete=False)
+        if all(result.is_final for state in states for result in state.results.values()):
+            write_atomic(complete, canonical_json({"stamp": stamp}))
+        return Outcome(manifest, _origins(request.out))
 
 
 def _needs_llm(state: VideoState, stages: tuple[Stage, ...]) -> bool:
@@ -312,8 +335,8 @@ def _complete_set(out: Path, stamp: str) -> Manifest | None:
         shards_of = [shard for split in manifest.splits.values() for shard in split.shards]
         if any((out / shard.path).stat().st_size != shard.num_bytes for shard in shards_of):
             return None
-        is_whole = all((out / "tables" / f"{table.TABLE}.parquet").is_file() for table in TABLES)
-        return manifest if is_whole and (out / "report.html").is_file() else None
+        others = [*(table_path(out, table) for table in TABLES), out / "README.md", out / "report.html"]
+        return manifest if all(path.is_file() for path in others) else None
     except (OSError, ValueError, KeyError, TypeError):
         return None
 
@@ -350,11 +373,8 @@ def status(out: Path) -> dict[str, Any]:
     lines = (out / ".runs" / "progress.jsonl").read_text(encoding="utf-8").splitlines()
     events = [json.loads(line) for line in lines if line.endswith("}")]  # the last line may be half written
     newest: dict[str, Any] = next((e for e in reversed(events) if e["event"] == "progress"), {"stages": {}})
-    try:
-        with locked(out):
-            state = "complete" if (out / "dataset.json").is_file() else "stopped"
-    except OutputInUseError:
-        state = "running"
+    is_complete = (out / ".store" / "complete.json").is_file()
+    state = "running" if is_locked(out) else "complete" if is_complete else "stopped"
     return {"state": state, "stages": newest["stages"]}
 
 
@@ -391,8 +411,8 @@ def _page(
         narratives=list(read_table(table_path(out, Narrative), Narrative)),
         rejects=list(read_table(table_path(out, Reject), Reject)),
         run={
-            "name": config.name,
-            "source": config.name,
+            "name": config.source,
+            "source": config.source,
             "created_by": f"cookgen {cookgen.__version__}",
             "config": config_digest(config),
         },

@@ -21,7 +21,7 @@ from pipelines.stages.videos import VideosConfig
 class Config:
     """All that can be set, one field a stage under the stage's own name. `--set clips.max_s=20` sets one value."""
 
-    name: str  # of the shard set; also its source
+    source: str  # set by --source alone
     demo: DemoConfig = DemoConfig()
     videos: VideosConfig = VideosConfig()
     clips: ClipsConfig = ClipsConfig()
@@ -36,7 +36,7 @@ class Config:
 
 def embedded(source: str) -> Config:
     """Runs anywhere, on the CPU, with models that install as packages. The stages' defaults are this profile's."""
-    config = Config(name=source)
+    config = Config(source=source)
     if source == "youcook2":  # people have marked the steps: they are the clips
         config = replace(config, clips=replace(config.clips, policy="segments"))
     return config

@@ -31,7 +31,7 @@ class Needs:
 
     cpus: float = 1.0
     gpus: float = 0.0
-    workers: int | None = None  # None: as many as the cluster has room for
+    workers: int | None = None  # None: one for every four cores of the cluster
 
 
 @dataclass(frozen=True)
@@ -41,7 +41,8 @@ class Places:
     videos: Path  # folder that Video.path is relative to
     media: Path  # the store's media folder: {sha256[:2]}/{sha256}.mp4 and .jpg
     scratch: Path  # temporary files; emptied by the run
-    endpoints: Mapping[str, str] = field(default_factory=dict)  # "llm" -> http://127.0.0.1:PORT/v1
+    # Stage name -> URL of the server that this run started for it, on the driver's machine.
+    endpoints: Mapping[str, str] = field(default_factory=dict)
 
     def medium(self, sha256: str, suffix: str) -> Path:
         """Where the store keeps the file with this digest; suffix ".mp4" or ".jpg"."""
@@ -157,7 +158,9 @@ class VideoState:
         return next(self.results[stage.name] for stage in stages if stage.writes is record)
 
     def with_result(self, result: Result) -> VideoState:
-        return replace(self, results={**self.results, result.stage: result})
+        """The state with one more result. Its rejects name the file where it lies now: a path is in no key."""
+        here = tuple(reject.model_copy(update={"path": self.source.path}) for reject in result.rejects)
+        return replace(self, results={**self.results, result.stage: replace(result, rejects=here)})
 
     def to_json(self) -> str:
         """JSON that VideoState.from_json reads back: how a video travels between processes."""
@@ -257,26 +260,13 @@ def compute(
     rejects: list[Reject] = []
     try:
         for item in stage.run(*inputs, config=stage.config, **extra):
-            if isinstance(item, Reject):  # a stage that reads only clips does not know their video's path
-                rejects.append(item if item.path else item.model_copy(update={"path": state.source.path}))
-            else:
-                rows.append(item)
+            (rejects if isinstance(item, Reject) else rows).append(item)  # type: ignore[arg-type]
     except (OutputError, ModelError, ModelServerError, UsageError, MemoryError):
         raise
     except Exception as error:  # one video must not end the run of all the others
         if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT):
             raise OutputError(f"{error.filename or 'OUT'}: the disk is full. Free some space and run again") from error
-        rows = []
-        detail = f"{type(error).__name__}: {error}"
-        rejects = [
-            Reject(
-                narrative=state.source.narrative,
-                path=state.source.path,
-                stage=stage.name,
-                reason=Reason.INTERNAL_ERROR,
-                detail=detail,
-            )
-        ]
+        return failure(stage, state, stages, f"{type(error).__name__}: {error}")
     for item in (*rows, *rejects):
         owner = getattr(item, "narrative", None)
         assert owner == state.source.narrative, (
@@ -293,3 +283,12 @@ def compute(
     )
     # Read back from its JSON: a first run and a resumed one must see the same, rounded, numbers.
     return Result.from_json(result.to_json(), stage)
+
+
+def failure(stage: Stage, state: VideoState, stages: tuple[Stage, ...], detail: str) -> Result:
+    """The result that is our own mistake: one reject internal_error, which is not kept."""
+    source, lineage = state.source, lineage_of(stage, state, stages)
+    reject = Reject(
+        narrative=source.narrative, path=source.path, stage=stage.name, reason=Reason.INTERNAL_ERROR, detail=detail
+    )
+    return Result(stage.name, key_of(stage, lineage, source), source.narrative, (), (reject,), lineage, seconds=0.0)

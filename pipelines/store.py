@@ -217,9 +217,21 @@ def locked(out: Path) -> Iterator[None]:
         yield
 
 
+def is_locked(out: Path) -> bool:
+    """Whether a run holds OUT's lock; looks only, and writes nothing."""
+    try:
+        with (out / ".store" / "lock").open() as handle:
+            fcntl.flock(handle, fcntl.LOCK_SH | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return True
+    except FileNotFoundError:
+        return False
+    return False
+
+
 def _source_of(manifest: dict[str, Any]) -> object:
     try:
-        return manifest["config"]["values"]["name"]
+        return manifest["config"]["values"]["source"]
     except (KeyError, TypeError):
         return None
 

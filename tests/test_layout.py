@@ -28,10 +28,10 @@ RULES: dict[str, set[str]] = {
     "cookgen.perception": GROUND | RECORDS,
     "cookgen.cli": {"cookgen"},
     "cookgen": {"cookgen.dataset"},
-    "pipelines": GROUND | RECORDS | {"cookgen.dataset", "cookgen.perception", "pipelines", "cookgen"},
+    "pipelines": GROUND | RECORDS | {"cookgen.dataset", "cookgen.perception", "pipelines"},
 }
 # Packages that only these modules may import, at any depth.
-ONLY_IN = {"ray": {"pipelines.engine", "pipelines.serve"}}
+ONLY_IN = {"ray": {"pipelines.engine"}}
 # Packages that the ground floor, the records and the reader never import, not even inside a function.
 HEAVY = {"torch", "ray", "transformers", "faster_whisper"}
 LIGHT_ROOMS = ("cookgen.records", "cookgen.dataset", *sorted(GROUND))

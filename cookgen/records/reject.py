@@ -29,10 +29,8 @@ class Reason(StrEnum):
     TOO_SMALL = "too_small"
     # clips
     NO_SHOTS = "no_shots"  # no shot of a length that the configuration allows
-    SHOT_TOO_SHORT = "shot_too_short"
     PAST_END = "past_end"  # a span with no frame of the video in it
     ENCODE_ERROR = "encode_error"
-    TIMED_OUT = "timed_out"
     # speech and actions
     NO_AUDIO = "no_audio"
     NO_SPEECH = "no_speech"

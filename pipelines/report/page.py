@@ -50,9 +50,8 @@ def report_page(
     """The whole page as HTML that can be written as UTF-8.
 
     states: every video of the run, in any order. source_rejects: what the source itself refused, which has no state.
-    narratives, rejects: all rows of those two tables. run: `name`, `source`, `created_by`, `config` (its digest) and,
-    where wanted, `seconds` by stage: those differ from run to run, and with them the page. media: where the keyframe
-    with this sha256 lies; one that cannot be read is shown as missing.
+    narratives, rejects: all rows of those two tables. run: `name`, `source`, `created_by`, `config` (its digest).
+    media: where the keyframe with this sha256 lies; one that cannot be read is shown as missing.
     """
     splits = {row.narrative: row.split for row in narratives}
     stops = {row.narrative: row for row in rejects if row.is_video_level and row.narrative is not None}

@@ -53,7 +53,7 @@ def list_videos(folder: Path) -> Iterator[SourceVideo | Reject]:
     for path in paths:
         video_id = _without_suffix(path)
         clash = path if ids[video_id] > 1 else None
-        yield source_video(folder, path, source=NAME, video_id=clash or video_id, id_stem=video_id, clash_path=clash)
+        yield source_video(folder, path, source=NAME, video_id=video_id, clash_path=clash)
 
 
 def source_video(
@@ -62,7 +62,6 @@ def source_video(
     *,
     source: str,
     video_id: str,
-    id_stem: str | None = None,
     clash_path: str | None = None,
     url: str | None = None,
     title: str | None = None,
@@ -79,18 +78,18 @@ def source_video(
         return Reject(
             narrative=None, path=shown, stage=_STAGE, reason=Reason.BAD_NAME, detail="the file's name is not UTF-8"
         )
-    narrative = narrative_name(source, id_stem or video_id, clash_path=clash_path)
+    narrative = narrative_name(source, video_id, clash_path=clash_path)
     file = folder / path
-    if not file.resolve().is_relative_to(folder.resolve()):
-        detail = "a symbolic link to a place outside the folder; copy the file in to use it"
-        return Reject(narrative=narrative, path=path, stage=_STAGE, reason=Reason.OUTSIDE_FOLDER, detail=detail)
     try:
+        if not file.resolve().is_relative_to(folder.resolve()):
+            detail = "a symbolic link to a place outside the folder; copy the file in to use it"
+            return Reject(narrative=narrative, path=path, stage=_STAGE, reason=Reason.OUTSIDE_FOLDER, detail=detail)
         stat = file.stat()
-    except OSError as error:
-        return Reject(
-            narrative=narrative, path=path, stage=_STAGE, reason=Reason.UNREADABLE_FILE, detail=error.strerror or ""
-        )
-    subtitles = _subtitles_beside(folder, path)
+        subtitles = _subtitles_beside(folder, path)
+        subtitles_sha256 = file_sha256(folder / subtitles) if subtitles else None
+    except (OSError, RuntimeError) as error:  # RuntimeError: a symbolic link that leads to itself
+        detail = getattr(error, "strerror", None) or "a symbolic link that leads to itself"
+        return Reject(narrative=narrative, path=path, stage=_STAGE, reason=Reason.UNREADABLE_FILE, detail=detail)
     return SourceVideo(
         narrative=narrative,
         source=source,
@@ -105,7 +104,7 @@ def source_video(
         split=split,
         segments=segments,
         subtitles=subtitles,
-        subtitles_sha256=file_sha256(folder / subtitles) if subtitles else None,
+        subtitles_sha256=subtitles_sha256,
     )
 
 
@@ -133,7 +132,7 @@ def _subtitles_beside(folder: Path, path: str) -> str | None:
     for suffix in SUBTITLE_SUFFIXES:
         candidate = _without_suffix(path) + suffix
         file = folder / candidate
-        with contextlib.suppress(OSError):  # the longer suffix can make a name too long to be there
+        with contextlib.suppress(OSError, RuntimeError):  # the longer suffix can make a name too long to be there
             if file.is_file() and file.resolve().is_relative_to(folder.resolve()):
                 return candidate
     return None

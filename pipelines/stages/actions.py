@@ -361,7 +361,7 @@ def model_identity(config: ActionsConfig) -> str:
 def load_model(config: ActionsConfig, places: Places) -> ChatModel | None:
     """The way to the model: the configured endpoint, or the server that the run started; None where there is neither
     (a run on annotated videos needs none)."""
-    url = config.endpoint or places.endpoints.get("llm")
+    url = config.endpoint or places.endpoints.get(NAME)
     if url is None:
         return None
     return ChatModel(url, config.model, timeout_s=config.timeout_s, patience_s=config.patience_s)

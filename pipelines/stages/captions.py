@@ -33,6 +33,7 @@ class CaptionsConfig:
     model: str = ""
     num_frames: int = 8
     max_tokens: int = 256
+    device: Literal["cpu", "cuda"] = "cpu"  # of llava_next; its precision follows: float32 or bfloat16
     endpoint: str | None = machinery(None)
     timeout_s: float = machinery(120.0)
     num_tries: int = machinery(5)
@@ -74,7 +75,7 @@ def load(config: CaptionsConfig, places: Places) -> Tool:
             num_tries=config.num_tries,
         )
     elif config.kind == "llava_next":
-        captioner = LlavaNextCaptioner.load(config.model, max_tokens=config.max_tokens)
+        captioner = LlavaNextCaptioner.load(config.model, max_tokens=config.max_tokens, device=config.device)
     else:
         captioner = TagsCaptioner.load()
     return Tool(captioner, places)

@@ -80,7 +80,9 @@ def bench_stages(out: Path) -> None:
     sources = [item for item in demo.list_videos(folder, config.demo) if isinstance(item, SourceVideo)]
     store = Store(out)
     with serve_llm(config.server, model=config.actions.model, log_folder=out / ".runs") as url:
-        places = Places(videos=folder, media=store.media, scratch=out / ".store" / "scratch", endpoints={"llm": url})
+        places = Places(
+            videos=folder, media=store.media, scratch=out / ".store" / "scratch", endpoints={"actions": url}
+        )
 
         @cache
         def tool(stage: Stage) -> Any:

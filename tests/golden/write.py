@@ -14,12 +14,19 @@ from pipelines.stages import shards
 
 GOLDEN = Path(__file__).with_name("stages.json")
 ROOT = Path(__file__).resolve().parents[2]
-_BODY = ("pipelines/stages/", "cookgen/perception/")  # modules that a stage's meaning lives in
-_BODY_FILES = ("pipelines/cutting.py", "pipelines/ffmpeg.py", "pipelines/probe.py", "pipelines/subtitles.py")
+_BODY = ("pipelines/stages/", "cookgen/perception/", "cookgen/dataset/")  # what a stage's meaning lives in
+_BODY_FILES = (
+    "cookgen/files.py",
+    "cookgen/matching.py",
+    "pipelines/cutting.py",
+    "pipelines/ffmpeg.py",
+    "pipelines/probe.py",
+    "pipelines/subtitles.py",
+)
 
 
-def body_digest(module: ModuleType) -> str:
-    """sha256 over the code of the module and of the body modules it imports; comments and docstrings do not count."""
+def body_files(module: ModuleType) -> set[Path]:
+    """The module's file and those of the body modules that it imports, and they."""
     files: set[Path] = set()
     waiting = [Path(inspect.getfile(module)).relative_to(ROOT)]
     while waiting:
@@ -27,12 +34,18 @@ def body_digest(module: ModuleType) -> str:
         if path not in files:
             files.add(path)
             waiting += [other for other in _imported(path) if _is_body(other)]
+    return files
+
+
+def body_digest(module: ModuleType) -> str:
+    """sha256 over the code of a stage's body; comments and docstrings do not count."""
+    files = body_files(module)
     texts = [ast.dump(_without_docstrings(ast.parse((ROOT / path).read_text()))) for path in sorted(files)]
     return hashlib.sha256("\n".join(texts).encode()).hexdigest()
 
 
 def _is_body(path: Path) -> bool:
-    return path.as_posix().startswith(_BODY) or path.as_posix() in (*_BODY_FILES, "cookgen/matching.py")
+    return path.as_posix().startswith(_BODY) or path.as_posix() in _BODY_FILES
 
 
 def _imported(path: Path) -> list[Path]:
@@ -42,7 +55,8 @@ def _imported(path: Path) -> list[Path]:
             names += [node.module, *(f"{node.module}.{alias.name}" for alias in node.names)]
         elif isinstance(node, ast.Import):
             names += [alias.name for alias in node.names]
-    files = [Path(*name.split(".")).with_suffix(".py") for name in names]
+    places = [Path(*name.split(".")) for name in names]
+    files = [file for place in places for file in (place.with_suffix(".py"), place / "__init__.py")]
     return [file for file in files if (ROOT / file).is_file()]
 
 

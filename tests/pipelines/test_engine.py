@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import sys
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -146,6 +147,21 @@ def test_the_engines_agree_and_the_next_run_finds_it_all(tmp_path: Path) -> None
         kept = [resume(source, STAGES, results=Store(tmp_path / out)) for source in sources(24)]
         unfinished = [state.source.video_id for state in kept if pending(state, STAGES)]
         assert unfinished == ["5", "15"]  # our own mistake is tried again; everything else is kept
+
+
+def test_a_video_that_kills_its_worker_is_given_up_and_the_others_are_not(tmp_path: Path) -> None:
+    def die(video: Video, *, config: Nothing) -> Iterator[Word]:
+        if video.video_id == "1":
+            os._exit(139)  # as a decoder that crashes
+        yield Word(narrative=video.narrative, word_id=0, text="w", start_s=0, end_s=1, probability=1)
+
+    stages = (STAGES[0], Stage(**{**vars(STAGES[1]), "run": die, "load": None}), STAGES[2])
+    states = [VideoState(source) for source in sources(3)]
+    done = engine.run(states, stages, out=tmp_path, places=places(tmp_path), address=None, show=lambda new: None)
+    (reject,) = done[1].results["speech"].rejects
+    assert (reject.reason, reject.detail) == (Reason.INTERNAL_ERROR, "its worker died 3 times")
+    assert [len(done[n].results["actions"].rows) for n in (0, 2)] == [1, 1]
+    assert pending(resume(sources(2)[1], stages, results=Store(tmp_path)), stages) == ["speech", "actions"]
 
 
 def test_an_exception_stays_with_its_video(tmp_path: Path) -> None:

@@ -36,10 +36,24 @@ def test_a_changed_body_is_seen_and_a_comment_is_not(
     place = tmp_path / "pipelines" / "stages" / "matches.py"
     place.parent.mkdir(parents=True)
     digests = []
-    for text in (source, source + "\n# a comment\n", source.replace("5.0", "6.0")):
+    assert "iou > 0" in source
+    for text in (source, source + "\n# a comment\n", source.replace("iou > 0", "iou > 0.1")):
         place.write_text(text)
         monkeypatch.setattr(golden, "ROOT", tmp_path)
         monkeypatch.setattr(golden.inspect, "getfile", lambda module: str(place))
         digests.append(golden.body_digest(matches))
         monkeypatch.undo()
     assert digests[0] == digests[1] != digests[2]
+
+
+def test_the_gate_watches_all_that_a_stage_is_made_of(golden: ModuleType) -> None:
+    import pipelines.stages.captions as captions
+
+    watched = {path.as_posix() for path in golden.body_files(captions)}
+    assert watched >= {
+        "pipelines/stages/captions.py",
+        "cookgen/perception/caption_models/__init__.py",
+        "cookgen/perception/caption_models/tags.py",
+        "cookgen/perception/motion.py",
+        "cookgen/dataset/decode.py",
+    }

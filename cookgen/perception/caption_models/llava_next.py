@@ -33,7 +33,7 @@ class LlavaNextCaptioner:
     max_tokens: int
 
     @staticmethod
-    def load(name_or_path: str, *, max_tokens: int) -> LlavaNextCaptioner:
+    def load(name_or_path: str, *, max_tokens: int, device: str = "cpu") -> LlavaNextCaptioner:
         """A folder, or a hub repository at a commit, in the form of transformers' `llava-hf` checkpoints.
 
         Raises ModelError where it is not there or is no LLaVA-NeXT model.
@@ -61,12 +61,11 @@ class LlavaNextCaptioner:
                 if config.model_type == IMAGE
                 else LlavaNextVideoForConditionalGeneration
             )
-            on_gpu = torch.cuda.is_available()
             network = kind.from_pretrained(
                 model.path,
                 local_files_only=True,
                 use_safetensors=True,  # never a pickle
-                dtype=torch.bfloat16 if on_gpu else torch.float32,
+                dtype=torch.float32 if device == "cpu" else torch.bfloat16,
             )
             tokenizer = AutoTokenizer.from_pretrained(model.path, local_files_only=True)
             pictures = LlavaNextImageProcessorPil.from_pretrained(model.path, local_files_only=True)
@@ -84,7 +83,7 @@ class LlavaNextCaptioner:
             )
         return LlavaNextCaptioner(
             name=model.id,
-            network=network.to("cuda" if on_gpu else "cpu").eval(),
+            network=network.to(device).eval(),
             processor=processor,
             pictures=pictures,
             max_tokens=max_tokens,

@@ -36,6 +36,7 @@ def test_files_that_differ_in_the_suffix_only(tmp_path: Path) -> None:
     for name in ("soup.mp4", "soup.mkv", "stew.mp4"):
         (tmp_path / name).write_bytes(b"x")
     names = {video.path: video.narrative for video in list_videos(tmp_path) if isinstance(video, SourceVideo)}
+    assert {video.video_id for video in videos(tmp_path)} == {"soup", "stew"}
     assert names == {
         "soup.mkv": "folder-soup-" + hashlib.sha256(b"soup.mkv").hexdigest()[:10],
         "soup.mp4": "folder-soup-" + hashlib.sha256(b"soup.mp4").hexdigest()[:10],

@@ -123,7 +123,7 @@ def answered(answer: Callable[[str, dict[str, Any]], Any], *sentences: str, **co
 @pytest.fixture(scope="module")
 def tool(tmp_path_factory: pytest.TempPathFactory) -> Iterator[ChatModel]:
     with serve_llm(ServerConfig(), model=ActionsConfig().model, log_folder=tmp_path_factory.mktemp("logs")) as url:
-        places = Places(videos=Path(), media=Path(), scratch=Path(), endpoints={"llm": url})
+        places = Places(videos=Path(), media=Path(), scratch=Path(), endpoints={"actions": url})
         chat = load_model(STAGE.config, places)
         assert chat is not None
         yield chat
