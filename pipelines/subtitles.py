@@ -17,7 +17,6 @@ import numpy as np
 
 from cookgen.perception.speech import TimedWord, in_order
 
-SUFFIXES = (".vtt", ".srt", ".sbv")
 MAX_BYTES = 8 * 2**20  # a day of speech is below 1 MiB
 ADJACENT_S = 0.1  # cues no further apart than this can be one rolling text
 MIN_REPEAT = 3  # words; fewer in common are chance ("very, very"), unless they are a whole line or cue

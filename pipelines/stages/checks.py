@@ -20,11 +20,6 @@ class ChecksConfig:
     """The sentence encoder that says how alike action and caption are."""
 
     model: str = "all-minilm-l6-v2"  # a reference of the model store, in transformers' form
-    cpu_threads: int = 1  # the number of threads changes the last digits
-
-    def __post_init__(self) -> None:
-        if self.cpu_threads < 1:
-            raise ValueError(f"cpu_threads is {self.cpu_threads}; it must be at least 1, so that scores do not change")
 
 
 @dataclass(frozen=True)
@@ -36,7 +31,7 @@ class Checker:
 
     @cached_property
     def embedder(self) -> TextEmbedder:
-        return load_text_embedder(self.config.model, cpu_threads=self.config.cpu_threads)
+        return load_text_embedder(self.config.model)
 
 
 def check_narrative(

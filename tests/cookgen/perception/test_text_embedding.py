@@ -15,7 +15,7 @@ TEXTS = ["Whisk the eggs.", "Beat two eggs in a bowl.", "The car is parked outsi
 
 @pytest.fixture(scope="module")
 def embedder() -> TextEmbedder:
-    return load_text_embedder()
+    return load_text_embedder("all-minilm-l6-v2")
 
 
 def test_rows_are_unit_float32(embedder: TextEmbedder) -> None:
