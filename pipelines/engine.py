@@ -154,7 +154,9 @@ def _probe(address: str) -> None:
     """Raises UsageError at once where nothing listens; Ray itself would wait for minutes."""
     if address == "auto":
         return
-    host, _, port = address.removeprefix("ray://").rpartition(":")
+    if address.startswith("ray://"):
+        raise UsageError(f"--ray {address}: a Ray Client address. Run on a node of the cluster, with --ray auto")
+    host, _, port = address.rpartition(":")
     try:
         socket.create_connection((host, int(port)), timeout=10).close()
     except (OSError, ValueError) as error:
@@ -163,7 +165,7 @@ def _probe(address: str) -> None:
 
 def _no_cluster(address: str) -> UsageError:
     return UsageError(
-        f"--ray {address}: no Ray cluster answers there. Write auto, HOST:PORT or ray://HOST:PORT; start one "
+        f"--ray {address}: no Ray cluster answers there. Write auto or HOST:PORT; start one "
         "with `ray start --head`, or leave --ray out to use this machine alone"
     )
 

@@ -30,6 +30,7 @@ Run = Callable[..., Any]
         (["--videos", "VIDEOS", "--profile", "embeded"], "did you mean 'embedded'"),
         (["--videos", "VIDEOS", "--engine", "dask"], "unknown engine 'dask'"),
         (["--videos", "VIDEOS", "--limit", "0"], "--limit 0"),
+        (["--videos", "VIDEOS", "--engine", "inline", "--ray", "auto"], "--engine inline"),
         (["--videos", "VIDEOS", "--ids", "NOTES"], "ids are not in the source"),
         (["--videos", "VIDEOS", "--ids", "NOWHERE"], "cannot be read"),
     ],

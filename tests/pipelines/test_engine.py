@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 import ray.cloudpickle
 
-from cookgen.errors import ModelServerError
+from cookgen.errors import ModelServerError, UsageError
 from cookgen.records import Action, Reason, Reject, SourceVideo, Video, Word
 from cookgen.runlog import Tally
 from pipelines import engine, inline
@@ -209,3 +209,9 @@ def test_a_row_of_another_video_is_a_mistake_that_is_seen(tmp_path: Path) -> Non
     stages = (Stage(**{**vars(STAGES[0]), "run": swap}),)
     with pytest.raises(AssertionError, match="a row of toy-other among those of toy-0"):
         list(inline.run([VideoState(sources(1)[0])], stages, results=Store(tmp_path), places=places(tmp_path)))
+
+
+@pytest.mark.parametrize("address", ["127.0.0.1:9", "nonsense", "ray://127.0.0.1:10001"])
+def test_an_address_without_a_cluster_is_said_at_once(tmp_path: Path, address: str) -> None:
+    with pytest.raises(UsageError, match=f"--ray {address}: .*--ray"):
+        engine.run([], STAGES, out=tmp_path, places=places(tmp_path), address=address, show=lambda new: None)

@@ -1,0 +1,101 @@
+"""The run as a whole: when there is nothing to do, what is tried again, what `status` says."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from collections.abc import Iterator
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+
+from cookgen.dataset.tables import read_table, table_path
+from cookgen.errors import OutputError, UsageError
+from cookgen.records import Reject, SourceVideo, Video
+from pipelines import flow
+from pipelines.flow import Request, request_of
+from pipelines.store import locked
+
+
+@pytest.fixture
+def request_(tmp_path: Path) -> Request:
+    """A run on two files that are no videos: cheap, and through all of the flow."""
+    folder = tmp_path / "videos"
+    folder.mkdir()
+    for name in ("a.mp4", "b.mp4"):
+        (folder / name).write_text("not a video")
+    return request_of(source="folder", videos=folder, out=tmp_path / "out")
+
+
+def run(request: Request) -> str:
+    """Runs; returns what was said last."""
+    flow.run(request, engine="inline")
+    lines = (request.out / ".runs" / "progress.jsonl").read_text().splitlines()
+    return str([json.loads(line) for line in lines if '"message"' in line][-1]["message"])
+
+
+def test_a_second_run_has_nothing_to_do_until_something_is_missing_or_changed(request_: Request) -> None:
+    assert "2 to do" in run(request_)
+    assert "nothing to do" in run(request_)
+    for missing in ("README.md", "report.html", "tables/clips.parquet", "dataset.json"):
+        (request_.out / missing).unlink()
+        assert "0 to do, 2 done before" in run(request_)
+        assert (request_.out / missing).is_file()
+    (request_.videos_folder() / "b.mp4").write_text("another thing that is no video")
+    assert "1 to do, 1 done before" in run(request_)
+
+
+def test_our_own_mistake_is_tried_again(request_: Request, monkeypatch: pytest.MonkeyPatch) -> None:
+    calls = []
+
+    def stumble(source: SourceVideo, *, config: object, tool: object) -> Iterator[Video]:
+        calls.append(source.video_id)
+        raise RuntimeError("nobody foresaw this")
+        yield
+
+    first, *rest = flow.STAGES
+    monkeypatch.setattr(flow, "STAGES", (replace(first, run=stumble), *rest))
+    run(request_)
+    rejects = list(read_table(table_path(request_.out, Reject), Reject))
+    assert {reject.reason.value for reject in rejects} == {"internal_error"}
+    run(request_)
+    assert calls == ["a", "b", "a", "b"]
+    monkeypatch.undo()
+    assert "2 to do" in run(request_)
+    assert "nothing to do" in run(request_)
+
+
+def test_status_says_whether_it_runs_without_touching_anything(request_: Request) -> None:
+    run(request_)
+    before = sorted((path, path.stat().st_mtime_ns) for path in request_.out.rglob("*"))
+    assert flow.status(request_.out)["state"] == "complete"
+    assert flow.status(request_.out)["stages"]["videos"]["rejects"] == {"not_a_video": 2}
+    assert sorted((path, path.stat().st_mtime_ns) for path in request_.out.rglob("*")) == before
+    with locked(request_.out):
+        assert flow.status(request_.out)["state"] == "running"
+    (request_.out / ".store" / "complete.json").unlink()
+    assert flow.status(request_.out)["state"] == "stopped"
+
+
+def test_a_set_whose_store_is_gone_still_belongs_to_its_source(request_: Request) -> None:
+    run(request_)
+    shutil.rmtree(request_.out / ".store")
+    assert "2 to do" in run(request_)
+    shutil.rmtree(request_.out / ".store")
+    with pytest.raises(OutputError, match="belongs to the source 'folder', not 'demo'"):
+        flow.run(request_of(source="demo", out=request_.out), engine="inline")
+
+
+def test_a_moved_file_is_named_where_it_lies_now(request_: Request) -> None:
+    run(request_)
+    (request_.videos_folder() / "sub").mkdir()
+    (request_.videos_folder() / "b.mp4").rename(request_.videos_folder() / "sub" / "b.mp4")
+    run(request_)
+    paths = [reject.path for reject in read_table(table_path(request_.out, Reject), Reject)]
+    assert sorted(paths) == ["a.mp4", "sub/b.mp4"]
+
+
+def test_the_source_is_no_setting(request_: Request) -> None:
+    with pytest.raises(UsageError, match="named by --source"):
+        flow.run(replace(request_, settings=("source=demo",)), engine="inline")
