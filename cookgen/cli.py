@@ -15,8 +15,8 @@ from typing import Annotated
 import tyro
 
 from cookgen import __version__
+from cookgen.commands import run_command
 from cookgen.dataset.validate import validate as validate_set
-from cookgen.errors import CookgenError
 
 
 def validate(
@@ -46,18 +46,12 @@ def main(arguments: Sequence[str] | None = None) -> int:
     if arguments == ["--version"]:
         _say(f"cookgen {__version__}")
         return 0
-    try:
-        return int(
-            tyro.extras.subcommand_cli_from_dict(
-                {"validate": validate},
-                prog="cookgen",
-                description="Works with cookgen/1 shard sets. `cookgen --version` prints the version.",
-                args=arguments,
-            )
-        )
-    except CookgenError as error:
-        sys.stderr.write(f"cookgen: {error}\n")
-        return 2
+    return run_command(
+        {"validate": validate},
+        arguments,
+        prog="cookgen",
+        description="Works with cookgen/1 shard sets. `cookgen --version` prints the version.",
+    )
 
 
 def _say(line: str) -> None:

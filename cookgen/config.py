@@ -6,6 +6,7 @@ The digest leaves it out, so that the same data made elsewhere has the same dige
 
 from __future__ import annotations
 
+import math
 from dataclasses import field, fields, is_dataclass, replace
 from typing import Any, TypeVar, get_type_hints
 
@@ -88,9 +89,13 @@ def _coerce(hint: Any, name: str, text: str) -> Any:
     problems = []
     for candidate in _readings(text):
         try:
-            return adapter.validate_python(candidate)
+            value = adapter.validate_python(candidate)
         except ValidationError as error:
             problems.append(error.errors()[0]["msg"])
+            continue
+        if isinstance(value, float) and not math.isfinite(value):
+            raise UsageError(f"--set {name}={text}: must be a finite number")
+        return value
     raise UsageError(f"--set {name}={text}: {problems[0]}; expected {_type_name(hint)}")
 
 

@@ -14,11 +14,10 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Annotated
 
-import tyro
 from tyro.conf import arg
 
+from cookgen.commands import run_command
 from cookgen.config import to_values
-from cookgen.errors import CookgenError
 from pipelines import flow
 
 
@@ -156,16 +155,12 @@ def main(args: Sequence[str] | None = None) -> int:
     """Runs a command and returns its exit code."""
     signal.signal(signal.SIGTERM, signal.default_int_handler)  # a polite kill cleans up as Ctrl-C does
     try:
-        code: int = tyro.extras.subcommand_cli_from_dict(
+        return run_command(
             {"run": run, "plan": plan, "status": status, "report": report},
+            _one_set(sys.argv[1:] if args is None else args),
             prog="python -m pipelines",
             description="Turns cooking videos into cookgen/1 shards.",
-            args=_one_set(sys.argv[1:] if args is None else args),
         )
-        return code
-    except CookgenError as error:
-        sys.stderr.write(f"error: {error}\n")
-        return 2
     except KeyboardInterrupt:
         sys.stderr.write("interrupted; what was done is kept, the same command goes on from there\n")
         return 130
@@ -175,4 +170,9 @@ def main(args: Sequence[str] | None = None) -> int:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    exit_code = main()
+    if exit_code == 130:  # Ray's threads may still be on their way; everything of ours has been closed
+        sys.stdout.flush()
+        sys.stderr.flush()
+        os._exit(exit_code)
+    sys.exit(exit_code)

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import logging
 import os
+import signal
 import socket
 import threading
 from collections import Counter
@@ -18,6 +19,7 @@ from typing import Any
 
 os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
 os.environ.setdefault("RAY_AUTH_MODE", "disabled")
+os.environ["RAY_ENABLE_AUTO_CONNECT"] = "0"  # a late thread must not start a second Ray
 
 import ray
 import ray.data
@@ -130,9 +132,15 @@ def run(
     Raises UsageError where no cluster answers at `address`, and whatever error of the run as a whole (a dead model
     server, a full disk) ended it in a worker; what was done until then is in the store.
     """
+    on_term = signal.getsignal(signal.SIGTERM)
     _connect(address)
+    if threading.current_thread() is threading.main_thread():
+        signal.signal(signal.SIGTERM, on_term)  # ray.init has put its own in its place
     try:
         return _run(states, stages, out=out, places=places, show=show)
+    except BaseException:
+        logging.getLogger("ray.data").setLevel(logging.CRITICAL + 1)  # one line of ours says it
+        raise
     finally:
         ray.shutdown()
 

@@ -2,21 +2,26 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import shutil
+import socket
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import ExitStack
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
+from urllib.parse import urlsplit
+
+import pyarrow.parquet as pq
 
 import cookgen
 from cookgen.config import apply_settings, config_digest
-from cookgen.dataset.tables import read_table, table_path
-from cookgen.errors import InputError, UnknownNameError, UsageError
+from cookgen.dataset.tables import check_schema, read_table, table_path
+from cookgen.errors import FormatError, InputError, ModelServerError, UnknownNameError, UsageError
 from cookgen.files import canonical_json, digest, narrative_name, write_atomic
-from cookgen.records import TABLES, Action, Manifest, Narrative, Reject, SourceVideo
+from cookgen.records import TABLES, Action, Manifest, Narrative, Reason, Reject, SourceVideo
 from cookgen.runlog import Progress, Tally
 from pipelines import inline
 from pipelines.profiles import PROFILES, Config
@@ -76,10 +81,10 @@ class Request:
         path = out / ".store" / "request.json"
         try:
             values = json.loads(path.read_bytes())
-        except (OSError, ValueError) as error:
+            paths = {name: values[name] and Path(values[name]) for name in ("out", "videos", "annotations", "ids")}
+            return Request(**{**values, **paths, "settings": tuple(values["settings"])})
+        except (OSError, ValueError, KeyError, TypeError) as error:
             raise InputError(f"{out}: no run has been started there; start one with `make shards OUT={out}`") from error
-        paths = {name: values[name] and Path(values[name]) for name in ("out", "videos", "annotations", "ids")}
-        return Request(**{**values, **paths, "settings": tuple(values["settings"])})
 
 
 def request_of(
@@ -149,7 +154,19 @@ def list_source(request: Request, config: Config) -> Iterator[SourceVideo | Reje
     items = list(listing)
     if request.ids is not None:
         items = _only(items, request.source, request.ids)
-    yield from items[: request.limit]
+    yield from _unique(items[: request.limit])
+
+
+def _unique(items: Iterable[SourceVideo | Reject]) -> Iterator[SourceVideo | Reject]:
+    """The items with names of their own: what would take another's narrative is a reject."""
+    taken: set[str] = set()
+    for item in items:
+        if isinstance(item, SourceVideo) and item.narrative in taken:
+            detail = f"its narrative would be {item.narrative}, which is another file's; rename it"
+            yield Reject(narrative=None, path=item.path, stage="source", reason=Reason.BAD_NAME, detail=detail)
+            continue
+        taken.add(item.narrative or "")
+        yield item
 
 
 def _only(items: list[SourceVideo | Reject], source: str, ids_file: Path) -> list[SourceVideo | Reject]:
@@ -232,6 +249,7 @@ def run(request: Request, *, engine: str = "ray", address: str | None = None) ->
     claim(request.out, request.source)
     with ExitStack() as stack:
         stack.enter_context(locked(request.out))
+        request.save()
         progress = stack.enter_context(Progress(request.out / ".runs", f"cookgen {request.source} -> {request.out}"))
         scratch = request.out / ".store" / "scratch"
         shutil.rmtree(scratch, ignore_errors=True)  # what a killed run left there
@@ -246,7 +264,6 @@ def run(request: Request, *, engine: str = "ray", address: str | None = None) ->
         if manifest is not None:
             progress.say(f"nothing to do: {request.out} is complete for these {len(sources)} videos")
             return Outcome(manifest, _origins(request.out))
-        request.save()
         complete = request.out / ".store" / "complete.json"
         complete.unlink(missing_ok=True)
         store = Store(request.out)
@@ -256,7 +273,9 @@ def run(request: Request, *, engine: str = "ray", address: str | None = None) ->
         require_space(request.out, 64 * 2**20 + sum(state.source.num_bytes for state in todo))
         progress.say(f"{len(sources)} videos: {len(todo)} to do, {len(sources) - len(todo)} done before")
         if todo:
-            if config.actions.endpoint is None and any(_needs_llm(state, stages) for state in todo):
+            if config.actions.endpoint is not None:
+                _reach(config.actions.endpoint)
+            elif any(_needs_llm(state, stages) for state in todo):
                 url = stack.enter_context(
                     serve_llm(config.server, model=config.actions.model, log_folder=request.out / ".runs")
                 )
@@ -269,6 +288,18 @@ def run(request: Request, *, engine: str = "ray", address: str | None = None) ->
         if all(result.is_final for state in states for result in state.results.values()):
             write_atomic(complete, canonical_json({"stamp": stamp}))
         return Outcome(manifest, _origins(request.out))
+
+
+def _reach(endpoint: str) -> None:
+    """Raises ModelServerError at once where nobody listens: better than after minutes of patience."""
+    place = urlsplit(endpoint)
+    try:
+        port = place.port or (443 if place.scheme == "https" else 80)
+        socket.create_connection((place.hostname or "", port), timeout=10).close()
+    except (OSError, ValueError) as error:
+        raise ModelServerError(
+            f"actions.endpoint={endpoint}: nobody listens there ({error}); start the server"
+        ) from error
 
 
 def _needs_llm(state: VideoState, stages: tuple[Stage, ...]) -> bool:
@@ -326,18 +357,20 @@ def _stamp(listing: Sequence[SourceVideo | Reject], stages: tuple[Stage, ...], c
     )
 
 
-def _complete_set(out: Path, stamp: str) -> Manifest | None:
-    """The manifest of the set that stands in OUT, if it is whole and made from just this; else None."""
+def _complete_set(out: Path, stamp: str | None = None) -> Manifest | None:
+    """The manifest of the set that stands in OUT, if it is whole and, with a stamp, made from just this; else None."""
     try:
-        if json.loads((out / ".store" / "complete.json").read_bytes())["stamp"] != stamp:
+        found = json.loads((out / ".store" / "complete.json").read_bytes())["stamp"]
+        if stamp not in (None, found):
             return None
         manifest = Manifest.model_validate_json((out / "dataset.json").read_bytes())
         shards_of = [shard for split in manifest.splits.values() for shard in split.shards]
         if any((out / shard.path).stat().st_size != shard.num_bytes for shard in shards_of):
             return None
-        others = [*(table_path(out, table) for table in TABLES), out / "README.md", out / "report.html"]
-        return manifest if all(path.is_file() for path in others) else None
-    except (OSError, ValueError, KeyError, TypeError):
+        for table in TABLES:
+            check_schema(table_path(out, table), pq.read_schema(table_path(out, table)), table)
+        return manifest if all((out / name).is_file() for name in ("README.md", "report.html")) else None
+    except (OSError, ValueError, KeyError, TypeError, FormatError):
         return None
 
 
@@ -370,12 +403,14 @@ def _write_set(
 def status(out: Path) -> dict[str, Any]:
     """How far the last run on OUT is: `state` ("running", "complete" or "stopped") and a tally a stage."""
     Request.load(out)
-    lines = (out / ".runs" / "progress.jsonl").read_text(encoding="utf-8").splitlines()
-    events = [json.loads(line) for line in lines if line.endswith("}")]  # the last line may be half written
-    newest: dict[str, Any] = next((e for e in reversed(events) if e["event"] == "progress"), {"stages": {}})
-    is_complete = (out / ".store" / "complete.json").is_file()
-    state = "running" if is_locked(out) else "complete" if is_complete else "stopped"
-    return {"state": state, "stages": newest["stages"]}
+    newest: dict[str, Any] = {}
+    with contextlib.suppress(FileNotFoundError):
+        for line in (out / ".runs" / "progress.jsonl").read_text(encoding="utf-8").splitlines():
+            with contextlib.suppress(ValueError):  # the last line may be half written
+                event = json.loads(line)
+                newest = event["stages"] if event["event"] == "progress" else newest
+    state = "running" if is_locked(out) else "complete" if _complete_set(out) else "stopped"
+    return {"state": state, "stages": newest}
 
 
 def report(request: Request) -> dict[str, Any]:

@@ -25,6 +25,11 @@ from cookgen.files import canonical_json, digest
 from cookgen.records import Lineage, Reason, Record, Reject, SourceVideo
 
 
+def medium_path(media: Path, sha256: str, suffix: str) -> Path:
+    """Where in the media folder the file with this digest lies; suffix ".mp4" or ".jpg"."""
+    return media / sha256[:2] / f"{sha256}{suffix}"
+
+
 @dataclass(frozen=True)
 class Needs:
     """What one worker of a stage holds: CPU cores (fractions allowed) and GPUs; `workers` bounds how many there are."""
@@ -46,7 +51,7 @@ class Places:
 
     def medium(self, sha256: str, suffix: str) -> Path:
         """Where the store keeps the file with this digest; suffix ".mp4" or ".jpg"."""
-        return self.media / sha256[:2] / f"{sha256}{suffix}"
+        return medium_path(self.media, sha256, suffix)
 
 
 @dataclass(frozen=True)

@@ -29,8 +29,8 @@ import pyarrow.parquet as pq
 
 from cookgen.errors import OutputError, OutputInUseError
 from cookgen.files import atomic_path, canonical_json, write_atomic
-from cookgen.records import FORMAT
-from pipelines.stage import Result, Stage
+from cookgen.records import FORMAT, Clip
+from pipelines.stage import Result, Stage, medium_path
 
 GROUP_SIZE = 64
 GROUP_SECONDS = 5.0
@@ -58,12 +58,25 @@ class Store:
         return stage_key in self._index or stage_key in self._waiting
 
     def get(self, stage: Stage, key: str) -> Result | None:
-        """The result kept under this key, or None."""
+        """The result kept under this key, or None. One whose clips are no longer whole in the media folder is lost."""
         waiting = self._waiting.get((stage.name, key))
         if waiting is not None:
             return waiting
         place = self._index.get((stage.name, key))
-        return None if place is None else Result.from_json(self._rows(place[0])[place[1]], stage)
+        if place is None:
+            return None
+        result = Result.from_json(self._rows(place[0])[place[1]], stage)
+        if all(self._is_whole(clip) for clip in result.rows if isinstance(clip, Clip)):
+            return result
+        del self._index[stage.name, key]
+        return None
+
+    def _is_whole(self, clip: Clip) -> bool:
+        for sha256, suffix, num_bytes in clip.media:
+            path = medium_path(self.media, sha256, suffix)
+            if not path.is_file() or path.stat().st_size != num_bytes:
+                return False
+        return True
 
     def put(self, result: Result) -> None:
         """Keeps a result. It is on disk after the next `flush`, which comes by itself a group at a time.
@@ -101,7 +114,7 @@ class Store:
             if len(parts) <= COMPACT_PARTS:
                 continue
             rows: dict[str, tuple[str, str, str]] = {}
-            for part in parts:
+            for part in parts:  # in the order of writing: of two results with one key the newer counts
                 table = pq.read_table(part)
                 rows |= {row["key"]: (row["key"], row["narrative"], row["result"]) for row in table.to_pylist()}
             self._write_part(folder.name, [rows[key] for key in sorted(rows)])
@@ -158,24 +171,24 @@ def claim(out: Path, source: str) -> None:
     Raises OutputError where OUT cannot be written, holds something else than a shard set, a set of another format, or
     one of another source.
     """
-    if out.exists() and not out.is_dir():
-        raise OutputError(f"{out}: is a file; --out must name a folder")
     with explained(out):
+        if out.is_symlink() and not out.exists():
+            raise OutputError(f"{out}: is a symbolic link to nothing; --out must name a folder")
+        if out.exists() and not out.is_dir():
+            raise OutputError(f"{out}: is a file; --out must name a folder")
         out.mkdir(parents=True, exist_ok=True)
     owner_file, manifest = out / ".store" / "owner.json", out / "dataset.json"
-    found = _json_object(manifest) if manifest.exists() else None
-    if found is not None and found.get("format") != FORMAT:
-        raise OutputError(f"{out}: holds a set of format {found.get('format')!r}, not {FORMAT}; choose another --out")
     if owner_file.exists():
         owner = _json_object(owner_file)
-    elif found is not None:  # a set whose .store was deleted: it is still its source's
-        owner = {"format": FORMAT, "source": _source_of(found)}
+    elif manifest.exists():  # a set whose .store was deleted: it is still its source's
+        found = _json_object(manifest)
+        owner = {"format": found.get("format"), "source": _source_of(found)}
     elif any(out.iterdir()):
         raise OutputError(f"{out}: is not empty and holds no cookgen set; choose another --out, or empty it")
     else:
         owner = {"format": FORMAT, "source": source}
     if owner.get("format") != FORMAT:
-        raise OutputError(f"{out}: was begun in format {owner.get('format')!r}, not {FORMAT}; choose another --out")
+        raise OutputError(f"{out}: holds a set of format {owner.get('format')!r}, not {FORMAT}; choose another --out")
     if owner.get("source") != source:
         raise OutputError(f"{out}: belongs to the source {owner.get('source')!r}, not {source!r}; choose another --out")
     with explained(out):

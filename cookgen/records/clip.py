@@ -34,3 +34,8 @@ class Clip(Record):
     keyframe_pts_s: NonNegativeFloat
     keyframe_sha256: str = Field(pattern=r"^[0-9a-f]{64}$")
     keyframe_num_bytes: PositiveInt
+
+    @property
+    def media(self) -> tuple[tuple[str, str, int], tuple[str, str, int]]:
+        """(sha256, suffix, size in bytes) of the clip's file and of the keyframe's."""
+        return (self.sha256, ".mp4", self.num_bytes), (self.keyframe_sha256, ".jpg", self.keyframe_num_bytes)

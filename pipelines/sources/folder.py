@@ -110,11 +110,19 @@ def source_video(
 
 def video_paths(folder: Path) -> Iterator[str]:
     """Paths of all files below the folder that have a video's suffix, relative to it, sorted; hidden ones left out."""
-    if not folder.is_dir():
-        kind = "not a folder" if folder.exists() else "no such folder"
+    try:
+        is_folder, is_there = folder.is_dir(), folder.exists()
+    except OSError as error:
+        raise InputError(f"{folder}: {error.strerror}; name the folder that holds the videos") from error
+    if not is_folder:
+        kind = "not a folder" if is_there else "no such folder"
         raise InputError(f"{folder}: {kind}. Name the folder that holds the videos with VIDEOS=dir (--videos dir)")
     found = []
-    for place, folders, files in os.walk(folder):  # symbolic links to folders are not followed
+
+    def refuse(error: OSError) -> None:
+        raise InputError(f"{error.filename}: {error.strerror}; make it readable, or move it out of {folder}") from error
+
+    for place, folders, files in os.walk(folder, onerror=refuse):  # symbolic links to folders are not followed
         folders[:] = [name for name in folders if not name.startswith(".")]
         found += [
             (Path(place) / name).relative_to(folder).as_posix()

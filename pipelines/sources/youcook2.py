@@ -79,9 +79,10 @@ def _read(annotations: Path) -> dict[str, _Entry]:
     remedy = "ANNOTATIONS must name youcookii_annotations_trainval.json or a file of the same form"
     try:
         values: Any = json.loads(annotations.read_bytes())
+        json.dumps(values, ensure_ascii=False).encode()  # a lone surrogate is JSON, but no text
     except OSError as error:
         raise InputError(f"{annotations}: {error.strerror}; {remedy}") from error
-    except ValueError as error:  # also bytes that are not UTF-8
+    except (ValueError, RecursionError) as error:  # also bytes that are not UTF-8
         raise InputError(f"{annotations}: not JSON ({error}); {remedy}") from error
     database = values.get("database") if isinstance(values, dict) else None
     if not isinstance(database, dict) or not database:

@@ -125,7 +125,7 @@ def _reject(video: Video, index: int | None, reason: Reason, detail: str) -> Rej
 def _annotated(video: Video) -> Iterator[Action | Reject]:
     for index, segment in enumerate(video.segments):
         text = " ".join(segment.text.split())
-        if not text or segment.end_s <= segment.start_s or segment.start_s >= video.duration_s:
+        if not text or not 0 <= segment.start_s < min(segment.end_s, video.duration_s):
             span = f"[{segment.start_s:g}, {segment.end_s:g})"
             detail = f"segment {index} {span} {text!r} of a video of {video.duration_s:g} s"
             yield _reject(video, index, Reason.BAD_ANNOTATION, detail)
@@ -135,7 +135,7 @@ def _annotated(video: Video) -> Iterator[Action | Reject]:
             action_index=index,
             text=text,
             start_s=segment.start_s,
-            end_s=segment.end_s,
+            end_s=min(segment.end_s, video.duration_s),  # as the clip of the same segment
             origin="manual",
             raw_text=segment.text,
         )

@@ -179,10 +179,10 @@ def _segments(video: Video) -> tuple[list[tuple[int, int, int]], list[Reject]]:
     spans, rejects = [], []
     for index, segment in enumerate(video.segments):
         start, end = micros(segment.start_s), micros(segment.end_s)
-        if start < end:
+        if 0 <= start < end:
             spans.append((index, start, end))
         else:
-            detail = f"the segment [{segment.start_s:g}, {segment.end_s:g}) has no length"
+            detail = f"the segment [{segment.start_s:g}, {segment.end_s:g}) is no span of time"
             rejects.append(_reject(video, Reason.BAD_ANNOTATION, detail, index))
     return sorted(spans, key=lambda span: (span[1], span[2], span[0])), rejects
 

@@ -269,8 +269,7 @@ def _write_row_tables(
                         for row in result.rows:
                             append[type(row)](row)
                 splits |= {video.split for video in _rows(state, Video, stages)}
-                if any(stage.writes is Match and stage.name in state.results for stage in stages):
-                    rejects += unmatched(state, stages)
+                rejects += unmatched(state, stages)
                 if not any(reject.is_video_level for reject in rejects):
                     steps = steps_of(state, stages, config)
                     if isinstance(steps, Reject):

@@ -30,6 +30,12 @@ Run = Callable[..., Any]
         (["--videos", "VIDEOS", "--profile", "embeded"], "did you mean 'embedded'"),
         (["--videos", "VIDEOS", "--engine", "dask"], "unknown engine 'dask'"),
         (["--videos", "VIDEOS", "--limit", "0"], "--limit 0"),
+        (["--videos", "VIDEOS", "--limit", "many"], "--limit"),
+        (["--vidoes", "VIDEOS"], "--vidoes"),
+        (["--videos", "VIDEOS", "--set", "clips.max_s=inf"], "finite"),
+        (["--videos", "LONG"], "name too long"),
+        (["--source", "youcook2", "--videos", "VIDEOS", "--annotations", "SURROGATE"], "not JSON"),
+        (["--source", "youcook2", "--videos", "VIDEOS", "--annotations", "DEEP"], "not JSON"),
         (["--videos", "VIDEOS", "--engine", "inline", "--ray", "auto"], "--engine inline"),
         (["--videos", "VIDEOS", "--ids", "NOTES"], "ids are not in the source"),
         (["--videos", "VIDEOS", "--ids", "NOWHERE"], "cannot be read"),
@@ -41,7 +47,18 @@ def test_one_clear_line(pipelines: Run, tmp_path: Path, options: list[str], name
     (tmp_path / "empty").mkdir()
     (tmp_path / "notes.txt").write_text("soup\n")
     (tmp_path / "other.json").write_text(json.dumps({"videos": []}))
-    places = {"VIDEOS": "videos", "EMPTY": "empty", "NOTES": "notes.txt", "OTHER": "other.json", "NOWHERE": "nowhere"}
+    (tmp_path / "surrogate.json").write_text('{"database": {"a": "\\ud800"}}')
+    (tmp_path / "deep.json").write_text("[" * 100_000)
+    places = {
+        "LONG": "a" * 300,
+        "SURROGATE": "surrogate.json",
+        "DEEP": "deep.json",
+        "VIDEOS": "videos",
+        "EMPTY": "empty",
+        "NOTES": "notes.txt",
+        "OTHER": "other.json",
+        "NOWHERE": "nowhere",
+    }
     args = [str(tmp_path / places[option]) if option in places else option for option in options]
     done = pipelines("run", "--out", tmp_path / "out", *args, code=2)
     assert named in done.stderr

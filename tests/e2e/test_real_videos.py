@@ -196,4 +196,4 @@ def test_youcook2_with_its_own_annotations(pipelines: Run, data: Path, tmp_path:
     assert [step.action for step in val.steps] == ["boil water", "add vegetables"]  # the two overlap, and stay so
     rejects = [(row["narrative"], row["reason"]) for row in table(out, "rejects")]
     assert ("youcook2-zzzzzzzzzzz", "video_missing") in rejects
-    assert {reason for name, reason in rejects if name == "youcook2-fn9anlEL4FI"} <= {"past_end", "unmatched"}
+    assert {reason for name, reason in rejects if name == "youcook2-fn9anlEL4FI"} == {"past_end", "bad_annotation"}

@@ -11,7 +11,8 @@ from pathlib import Path
 import pytest
 
 from cookgen.dataset.tables import read_table, table_path
-from cookgen.errors import OutputError, UsageError
+from cookgen.errors import InputError, ModelServerError, OutputError, UsageError
+from cookgen.files import narrative_name
 from cookgen.records import Reject, SourceVideo, Video
 from pipelines import flow
 from pipelines.flow import Request, request_of
@@ -99,3 +100,37 @@ def test_a_moved_file_is_named_where_it_lies_now(request_: Request) -> None:
 def test_the_source_is_no_setting(request_: Request) -> None:
     with pytest.raises(UsageError, match="named by --source"):
         flow.run(replace(request_, settings=("source=demo",)), engine="inline")
+
+
+def test_two_files_never_share_a_narrative(tmp_path: Path) -> None:
+    folder = tmp_path / "videos"
+    folder.mkdir()
+    (folder / "cl ash.mp4").write_text("one")
+    name = narrative_name("folder", "cl ash")
+    (folder / f"{name.removeprefix('folder-')}.mp4").write_text("two")
+    run(request_of(source="folder", videos=folder, out=tmp_path / "out"))
+    rejects = list(read_table(table_path(tmp_path / "out", Reject), Reject))
+    assert sorted((reject.path, reject.reason.value) for reject in rejects) == sorted(
+        [("cl ash.mp4", "not_a_video"), (f"{name.removeprefix('folder-')}.mp4", "bad_name")]
+    )
+
+
+def test_damaged_memory_is_no_traceback(request_: Request) -> None:
+    run(request_)
+    for content in ("{}", "[1]", "{"):
+        (request_.out / ".store" / "request.json").write_text(content)
+        with pytest.raises(InputError, match="no run has been started"):
+            flow.status(request_.out)
+    run(request_)
+    shutil.rmtree(request_.out / ".runs")
+    assert flow.status(request_.out)["stages"] == {}
+    (request_.out / "dataset.json").write_text("{")
+    assert flow.status(request_.out)["state"] == "stopped"
+    assert "0 to do" in run(request_)
+    (request_.out / "tables" / "clips.parquet").write_bytes(b"junk")
+    assert "0 to do" in run(request_)
+
+
+def test_an_endpoint_where_nobody_listens_is_said_at_once(request_: Request) -> None:
+    with pytest.raises(ModelServerError, match="nobody listens there"):
+        flow.run(replace(request_, settings=("actions.endpoint=http://127.0.0.1:9/v1",)), engine="inline")

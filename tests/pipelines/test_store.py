@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import json
 import multiprocessing
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
 from cookgen.errors import OutputError, OutputInUseError
-from cookgen.records import Caption, Clip, Lineage, Reason, Reject
-from pipelines.stage import Result, Stage
+from cookgen.records import Caption, Clip, Lineage, Reason, Reject, Video
+from pipelines.stage import Result, Stage, medium_path
 from pipelines.store import COMPACT_PARTS, Store, claim, locked, require_space
 
 STAGE = Stage(name="captions", reads=(Clip,), writes=Caption, run=lambda *a, **k: (), config=None, version=1)
@@ -71,6 +72,40 @@ def test_compaction_keeps_every_result(tmp_path: Path) -> None:
     assert len(list((tmp_path / ".store" / "results" / "captions").iterdir())) == 1
     for reader in (store, Store(tmp_path)):
         assert all(reader.get(STAGE, f"key-{n}") == result(n) for n in range(COMPACT_PARTS + 5))
+
+
+def test_a_clip_whose_file_is_gone_is_cut_again(tmp_path: Path) -> None:
+    stage = Stage(name="clips", reads=(Video,), writes=Clip, run=lambda *a, **k: (), config=None, version=1)
+    store = Store(tmp_path)
+    clip = Clip(
+        **dict.fromkeys(("first_pts_s", "last_pts_s", "start_s", "keyframe_pts_s"), 0.0),
+        **dict.fromkeys(("num_frames", "width", "height"), 8),
+        narrative="folder-0",
+        clip_index=0,
+        end_s=1.0,
+        fps=25.0,
+        has_audio=False,
+        sha256="a" * 64,
+        num_bytes=3,
+        keyframe_sha256="b" * 64,
+        keyframe_num_bytes=2,
+    )
+    for sha256, suffix, num_bytes in clip.media:
+        path = medium_path(store.media, sha256, suffix)
+        path.parent.mkdir(parents=True)
+        path.write_bytes(bytes(num_bytes))
+    store.put(replace(result(0), stage="clips", rows=(clip,)))
+    store.flush()
+    assert Store(tmp_path).get(stage, "key-0") is not None
+    medium_path(store.media, "a" * 64, ".mp4").write_bytes(b"")
+    again = Store(tmp_path)
+    assert again.get(stage, "key-0") is None
+    medium_path(store.media, "a" * 64, ".mp4").write_bytes(bytes(3))
+    again.put(replace(result(0), stage="clips", rows=(clip,), seconds=9.0))  # cut again: kept in the old one's place
+    again.flush()
+    found = Store(tmp_path).get(stage, "key-0")
+    assert found is not None
+    assert found.seconds == 9.0
 
 
 def test_a_damaged_part_is_named(tmp_path: Path) -> None:
