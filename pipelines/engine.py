@@ -19,6 +19,7 @@ from typing import Any
 
 os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
 os.environ.setdefault("RAY_AUTH_MODE", "disabled")
+os.environ.setdefault("RAY_BACKEND_LOG_LEVEL", "fatal")  # advice to Ray's developers, on our user's terminal
 os.environ["RAY_ENABLE_AUTO_CONNECT"] = "0"  # a late thread must not start a second Ray
 
 import ray
@@ -35,7 +36,7 @@ from pipelines.store import Store
 _POLL_SECONDS = 0.5
 _MAX_ATTEMPTS = 3  # at a video whose worker dies each time; Ray alone would try it for ever
 _OBJECT_STORE_BYTES = 256 * 2**20  # rows are small; a local Ray would take a third of the memory
-logging.getLogger("ray.data").setLevel(logging.WARNING)
+logging.getLogger("ray.data").setLevel(logging.ERROR)
 _CHECKOUT = Path(__file__).resolve().parents[1]
 
 
