@@ -19,6 +19,7 @@ from tyro.conf import arg
 from cookgen.commands import run_command
 from cookgen.config import to_values
 from pipelines import flow
+from pipelines.request import Request, request_of
 
 
 def run(
@@ -52,7 +53,7 @@ def run(
         dry_run: Say what would be done, and do nothing.
         show_config: Print the resolved configuration, and do nothing.
     """
-    request = flow.request_of(
+    request = request_of(
         source=source,
         out=out,
         videos=videos,
@@ -88,7 +89,7 @@ def plan(*, out: Path = Path("shards"), as_json: Annotated[bool, arg(name="json"
         out: The folder of the shard set.
         as_json: Print JSON.
     """
-    found = flow.plan(flow.Request.load(out.absolute()))
+    found = flow.plan(Request.load(out.absolute()))
     _say(json.dumps(asdict(found)) if as_json else _plan_text(found))
     return 0
 
@@ -118,7 +119,7 @@ def report(*, out: Path = Path("shards"), as_json: Annotated[bool, arg(name="jso
         out: The folder of the shard set.
         as_json: Print the funnel as JSON.
     """
-    found = flow.report(flow.Request.load(out.absolute()))
+    found = flow.report(Request.load(out.absolute()))
     _say(json.dumps(found) if as_json else f"report: {out / 'report.html'}")
     return 0
 

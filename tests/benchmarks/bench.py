@@ -28,6 +28,7 @@ import psutil
 from cookgen.records import SourceVideo
 from pipelines import flow
 from pipelines.ffmpeg import ffmpeg_exe
+from pipelines.request import request_of
 from pipelines.serve import serve_llm
 from pipelines.sources import demo
 from pipelines.stage import Places, Stage, VideoState, advance
@@ -71,7 +72,7 @@ def measured(name: str, video_s: float, **more: Any) -> Iterator[None]:
 
 
 def bench_stages(out: Path) -> None:
-    config = flow.request_of(source=demo.NAME, out=out).config()
+    config = request_of(source=demo.NAME, out=out).config()
     stages = flow.stages_of(config)
     folder = out / ".store" / "demo"
     video_s = config.demo.num_videos * 50.0

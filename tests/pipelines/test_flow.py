@@ -15,7 +15,7 @@ from cookgen.errors import InputError, ModelServerError, OutputError, UsageError
 from cookgen.files import narrative_name
 from cookgen.records import Reject, SourceVideo, Video
 from pipelines import flow
-from pipelines.flow import Request, request_of
+from pipelines.request import Request, request_of
 from pipelines.store import locked
 
 
