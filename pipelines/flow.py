@@ -111,8 +111,8 @@ def run(request: Request, *, engine: str = "ray", address: str | None = None) ->
         raise UsageError(f"--engine inline runs without Ray: leave --ray {address} out, or use --engine ray")
     config = request.config()
     stages = stages_of(config)
-    if request.videos is not None:
-        list(list_source(request, config))  # bad input is said before OUT is touched
+    # Bad input is said before OUT is touched; the demo's own videos are made inside OUT first.
+    listing = [] if request.source == demo.NAME else list(list_source(request, config))
     claim(request.out, request.source)
     with ExitStack() as stack:
         stack.enter_context(locked(request.out))
@@ -123,7 +123,7 @@ def run(request: Request, *, engine: str = "ray", address: str | None = None) ->
         if request.source == demo.NAME:
             with explained(request.videos_folder()):
                 demo.make_videos(request.videos_folder(), config.demo)
-        listing = list(list_source(request, config))
+            listing = list(list_source(request, config))
         sources = [item for item in listing if isinstance(item, SourceVideo)]
         source_rejects = [item for item in listing if isinstance(item, Reject)]
         stamp = _stamp(listing, stages, config)

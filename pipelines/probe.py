@@ -14,6 +14,7 @@ from av.container import InputContainer
 from pipelines.ffmpeg import CONTAINERS, PROTOCOLS, file_url
 
 MICROSECONDS = 1_000_000
+MAX_DENOMINATOR = 1001  # of a rate; two such fractions differ by more than the 1e-6 that a record keeps
 _BOX_PARENTS = frozenset({b"moov", b"trak"})
 
 

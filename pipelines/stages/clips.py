@@ -15,11 +15,10 @@ from cookgen.perception.shots import ShotDetection, detect_cuts, shot_spans
 from cookgen.records import Clip, Reason, Reject, Video
 from pipelines.cutting import Cut, Encoding, Failed, Footage, Made, cut_all, decode_small, plan_cut
 from pipelines.ffmpeg import ffmpeg_build
-from pipelines.probe import MICROSECONDS, demux, micros, open_container
+from pipelines.probe import MAX_DENOMINATOR, MICROSECONDS, demux, micros, open_container
 from pipelines.stage import Needs, Places, Stage
 
 UNINDEXED = ("mpegts", "mpeg")  # containers without a list of their keyframes
-MAX_DENOMINATOR = 1001  # of a frame rate, which a record keeps rounded to 1e-6
 
 
 @dataclass(frozen=True)

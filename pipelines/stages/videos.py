@@ -16,11 +16,10 @@ from av.container import InputContainer
 
 from cookgen.files import file_sha256
 from cookgen.records import FORMAT, Reason, Reject, SourceVideo, Video
-from pipelines.probe import Demuxed, demux, open_container, overrun
+from pipelines.probe import MAX_DENOMINATOR, Demuxed, demux, open_container, overrun
 from pipelines.stage import Needs, Places, Stage
 
 MAX_RATE = 120  # frames a second: above it r_frame_rate is a timestamp grid, not a rate
-MAX_DENOMINATOR = 1001  # of a rate; two such fractions differ by more than the 1e-6 that a record keeps
 MAX_ASPECT = 16  # long side to short side
 LOST_S = 0.5  # what may be missing at a file's end before it counts as truncated
 MAX_TRIED_PACKETS = 300  # to find the first frame that decodes
