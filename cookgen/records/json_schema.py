@@ -11,18 +11,19 @@ import sys
 from pathlib import Path
 
 from cookgen.files import write_atomic
-from cookgen.records import FORMAT, TABLES, Manifest, Record, Sample
+from cookgen.records import FORMAT, TABLES, Features, Manifest, Record, Sample
 
 FOLDER = Path(__file__).resolve().parents[2] / "schemas"
 DOCUMENTS: dict[str, type[Record]] = {
     **{record.TABLE: record for record in TABLES},
     "sample": Sample,
     "dataset": Manifest,
+    "features": Features,
 }
 
 
 def schema_texts() -> dict[str, str]:
-    """Every schema's file name and whole text: one for each table's rows, a clip's JSON, and dataset.json."""
+    """Every schema's file name and whole text: the rows of each table, a clip's JSON, dataset.json, features.json."""
     texts = {}
     for name, record in DOCUMENTS.items():
         schema = {

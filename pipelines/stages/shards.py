@@ -27,6 +27,7 @@ from cookgen.config import config_digest, to_values
 from cookgen.dataset.card import card_text
 from cookgen.dataset.statistics import Statistics
 from cookgen.dataset.tables import table_path, table_writer, write_table
+from cookgen.dataset.tar import tar_member
 from cookgen.errors import InputError
 from cookgen.files import atomic_path, canonical_json, write_atomic
 from cookgen.records import (
@@ -373,7 +374,7 @@ def _write_shard(
                 for step in steps:
                     statistics.add(step.sample)
                     for name, content in zip(_names(step), _contents(step, places), strict=True):
-                        tar.addfile(_member(name, len(content)), io.BytesIO(content))
+                        tar.addfile(tar_member(name, len(content)), io.BytesIO(content))
                 rows.append(
                     Narrative(
                         narrative=steps[0].sample.narrative,
@@ -427,16 +428,6 @@ def _medium(path: Path, sha256: str, num_bytes: int) -> bytes:
     return content
 
 
-def _member(name: str, num_bytes: int) -> tarfile.TarInfo:
-    """A member's header: a TarInfo's defaults are what the format wants, stated here all the same."""
-    member = tarfile.TarInfo(name)
-    member.size = num_bytes
-    member.mtime = member.uid = member.gid = 0
-    member.mode = 0o644
-    member.uname = member.gname = ""
-    return member
-
-
 def _member_bytes(name: str, num_bytes: int) -> int:
     """What a member takes in a tar file: its header (three blocks where the name is long), and its padded content."""
-    return len(_member(name, num_bytes).tobuf(tarfile.PAX_FORMAT)) + -(-num_bytes // 512) * 512
+    return len(tar_member(name, num_bytes).tobuf(tarfile.PAX_FORMAT)) + -(-num_bytes // 512) * 512
