@@ -1,129 +1,295 @@
-"""load_split: a shard set's narratives, as a sequence that reads what is asked for and no more."""
+"""load_split: a shard set's narratives, clips or windows, as a sequence that reads what is asked for and no more."""
 
 from __future__ import annotations
 
 import json
 import os
-from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
-from functools import cached_property
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path, PurePosixPath
-from typing import overload
+from typing import TYPE_CHECKING, Any, Literal, TypeVar, get_args, overload
 
+import numpy as np
+from numpy.typing import NDArray
 from pydantic import ValidationError
 
-from cookgen.dataset.sample import Step, read_steps
+from cookgen.dataset.frames import FrameRule
+from cookgen.dataset.location import Location, locate
+from cookgen.dataset.narrative import Narrative, Window
+from cookgen.dataset.order import Remainder, epoch_order
+from cookgen.dataset.sample import Reader, Step
+from cookgen.dataset.sidecar import open_sidecar
 from cookgen.dataset.tables import read_table, table_path
-from cookgen.errors import FormatError, InputError, UsageError
+from cookgen.errors import FormatError, InputError, UnknownNameError, UsageError
 from cookgen.records import FORMAT, Manifest
 from cookgen.records import Narrative as Row
 
+if TYPE_CHECKING:  # torch is loaded by those who ask for it
+    from cookgen.dataset.torch_loader import Loader, OnError
 
-@dataclass(frozen=True, repr=False)
-class Narrative:
-    """One source video as an ordered sequence of steps.
+T_co = TypeVar("T_co", covariant=True)
+U = TypeVar("U")
+Unit = Literal["narrative", "clip", "window"]
 
-    Its name, split and number of steps come from the set's index; the rest is read from the shard when first asked for.
-    Narratives pickle and may be used from many threads.
+
+class Split(Sequence[T_co]):
+    """The narratives, clips or windows of one split, as `unit` says; an item is read when it is asked for.
+
+    In the order of the set's index, or, with a `seed`, in the order of epoch 0. Opening it reads the index alone.
+    A slice is a Split too, in the order that the slice has. Splits pickle and may be used from many threads.
     """
 
-    row: Row  # of the narratives table
-    shard: Path
+    def __init__(
+        self,
+        name: str,
+        unit: Unit,
+        reader: Reader,
+        rows: tuple[Row, ...],
+        items: NDArray[np.int64],  # [N, 3], in the index's order: the steps [first, first + num) of a row
+        *,
+        seed: int | None = None,
+        functions: tuple[Callable[[Any], Any], ...] = (),
+    ) -> None:
+        self.name, self.unit, self.seed = name, unit, seed
+        self._reader, self._rows, self._items, self._functions = reader, rows, items, functions
+        self._order = None if seed is None else epoch_order(len(items), seed=seed, epoch=0)
+        self._last: Narrative | None = None  # the next item is often of the same one
 
     @property
-    def name(self) -> str:
-        """`{source}-{video_id}`, unique in the set."""
-        return self.row.narrative
+    def root(self) -> str:
+        """The folder or URL of the set."""
+        return self._reader.location.root
 
     @property
-    def num_steps(self) -> int:
-        """How many steps the narrative has; at least one."""
-        return self.row.num_steps
-
-    @property
-    def split(self) -> str:
-        """The split that the narrative is in."""
-        return self.row.split
-
-    @cached_property
-    def steps(self) -> tuple[Step, ...]:
-        """The steps in the order of time. Raises FormatError where the shard is missing or damaged."""
-        return read_steps(self.shard, self.row)
-
-    @property
-    def title(self) -> str | None:
-        """The source's title of the video, None where it has none."""
-        return self.steps[0].sample.video.title
-
-    @property
-    def topic(self) -> str | None:
-        """What the video is about, for example the dish; None where the source does not say."""
-        return self.steps[0].sample.video.topic
-
-    @property
-    def source(self) -> str:
-        """The kind of source that the video came from, for example "youcook2"."""
-        return self.steps[0].sample.video.source
-
-    def __repr__(self) -> str:
-        return f"Narrative({self.name!r}, {self.num_steps} steps)"
-
-
-class Split(Sequence[Narrative]):
-    """The narratives of one split, in the order of the set's index.
-
-    Opening it reads the index alone; a slice is a Split too. Splits pickle and may be used from many threads.
-    """
-
-    def __init__(self, name: str, root: Path, rows: Iterable[Row]) -> None:
-        self.name = name
-        self.root = root
-        self._rows = tuple(rows)
+    def num_narratives(self) -> int:
+        """How many narratives the items are of."""
+        return len(np.unique(self._items[:, 0]))
 
     @property
     def num_clips(self) -> int:
-        """How many clips (steps) all narratives have together."""
-        return sum(row.num_steps for row in self._rows)
+        """How many clips (steps) the items have together, each counted once."""
+        rows, firsts, nums = self._items.T
+        steps = np.arange(nums.sum()) - np.repeat(nums.cumsum() - nums - firsts, nums)
+        return len(np.unique(np.stack([np.repeat(rows, nums), steps]), axis=1).T)
+
+    def select(self, wanted: Callable[[T_co], bool] | Iterable[int]) -> Split[T_co]:
+        """The items for which `wanted` is true, asked now, once for each; or those with these indices, in their order.
+
+        What a predicate looks at is read: text costs little, frames a decoding of the whole split.
+        """
+        if not callable(wanted):
+            order = np.arange(len(self)) if self._order is None else self._order
+            return self._with(self._items[order[np.fromiter(wanted, np.int64)]], seed=None)
+        items = self.unshuffled()
+        kept = np.fromiter((bool(wanted(item)) for item in items), np.bool_, len(items))
+        return self._with(self._items[kept], seed=self.seed)
+
+    def map(self, function: Callable[[T_co], U]) -> Split[U]:
+        """The split whose items are `function(item)`, called whenever an item is read (in the loader's workers)."""
+        split = self._with(self._items, seed=self.seed)
+        split._functions = (*self._functions, function)
+        return split  # type: ignore[return-value]
+
+    def epoch(self, epoch: int) -> Split[T_co]:
+        """The split in the order of an epoch: that of its seed, or the index's where it is not shuffled."""
+        if self.seed is None:
+            return self
+        return self._with(self._items[epoch_order(len(self), seed=self.seed, epoch=epoch)], seed=None)
+
+    @property
+    def is_mapped(self) -> bool:
+        """Whether items are what functions given to `map` made of them."""
+        return bool(self._functions)
+
+    def unshuffled(self) -> Split[T_co]:
+        """The split in the order of the index."""
+        return self._with(self._items, seed=None)
+
+    def torch(
+        self,
+        *,
+        batch_size: int = 1,
+        num_workers: int = 0,
+        remainder: Remainder = "short",
+        on_error: OnError = "raise",
+        collate: Callable[[list[Any]], Any] | None = None,
+        rank: int | None = None,
+        num_ranks: int | None = None,
+        prefetch: int = 2,
+        pin_memory: bool = False,
+    ) -> Loader:
+        """Batches for torch, an epoch an iteration, with exact resume: see cookgen.dataset.torch_loader.Loader."""
+        from cookgen.dataset.torch_loader import Loader
+
+        return Loader(
+            self,
+            batch_size=batch_size,
+            num_workers=num_workers,
+            remainder=remainder,
+            on_error=on_error,
+            collate=collate,
+            rank=rank,
+            num_ranks=num_ranks,
+            prefetch=prefetch,
+            pin_memory=pin_memory,
+        )
+
+    def name_of(self, index: int) -> str:
+        """What item `index` is called, without reading it: the narrative's name, the clip's key, the window's name."""
+        row, first, num = self._item(index)
+        if self.unit == "narrative":
+            return row.narrative
+        return f"{row.narrative}-{first:03d}" if self.unit == "clip" else f"{row.narrative}[{first}:{first + num}]"
 
     def __len__(self) -> int:
-        return len(self._rows)
+        return len(self._items)
 
     @overload
-    def __getitem__(self, index: int) -> Narrative: ...
+    def __getitem__(self, index: int) -> T_co: ...
     @overload
-    def __getitem__(self, index: slice) -> Split: ...
-    def __getitem__(self, index: int | slice) -> Narrative | Split:
+    def __getitem__(self, index: slice) -> Split[T_co]: ...
+    def __getitem__(self, index: int | slice) -> T_co | Split[T_co]:
         if isinstance(index, slice):
-            return Split(self.name, self.root, self._rows[index])
-        try:
-            row = self._rows[index]
-        except IndexError:
-            raise IndexError(f"narrative {index} of split {self.name!r}, which has {len(self)}") from None
-        return Narrative(row, self.root / row.shard)
+            return self.select(range(len(self))[index])
+        row, first, num = self._item(index)
+        narrative = self._last
+        if narrative is None or narrative.row is not row:
+            narrative = self._last = Narrative(row, self._reader)
+        item: Any = narrative
+        if self.unit == "clip":
+            item = narrative.steps[first]
+        elif self.unit == "window":
+            item = Window(narrative, first, num)
+        for function in self._functions:
+            item = function(item)
+        return item  # type: ignore[no-any-return]
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {**self.__dict__, "_last": None}
 
     def __repr__(self) -> str:
-        return f"Split({self.name!r}, {str(self.root)!r}: {len(self)} narratives, {self.num_clips} clips)"
+        return f"Split({self.name!r}, {self.root!r}: {len(self)} {self.unit}s, {self.num_clips} clips)"
+
+    def _item(self, index: int) -> tuple[Row, int, int]:
+        if not -len(self) <= index < len(self):
+            raise IndexError(f"{self.unit} {index} of split {self.name!r}, which has {len(self)}")
+        row, first, num = map(int, self._items[index if self._order is None else self._order[index]])
+        return self._rows[row], first, num
+
+    def _with(self, items: NDArray[np.int64], *, seed: int | None) -> Split[T_co]:
+        return Split(self.name, self.unit, self._reader, self._rows, items, seed=seed, functions=self._functions)
 
 
-def load_split(split: str, root: str | os.PathLike[str]) -> Split:
-    """The narratives of a split ("train", "val") of the shard set in the folder `root`.
+@overload
+def load_split(
+    split: str,
+    root: str | os.PathLike[str],
+    *,
+    unit: Literal["narrative"] = "narrative",
+    window: int = 4,
+    features: Sequence[str] = (),
+    frames: int | FrameRule | None = None,
+    shuffle: bool = False,
+    seed: int = 0,
+    cache: str | os.PathLike[str] | None = None,
+    storage_options: Mapping[str, Any] | None = None,
+) -> Split[Narrative]: ...
+@overload
+def load_split(
+    split: str,
+    root: str | os.PathLike[str],
+    *,
+    unit: Literal["clip"],
+    window: int = 4,
+    features: Sequence[str] = (),
+    frames: int | FrameRule | None = None,
+    shuffle: bool = False,
+    seed: int = 0,
+    cache: str | os.PathLike[str] | None = None,
+    storage_options: Mapping[str, Any] | None = None,
+) -> Split[Step]: ...
+@overload
+def load_split(
+    split: str,
+    root: str | os.PathLike[str],
+    *,
+    unit: Literal["window"],
+    window: int = 4,
+    features: Sequence[str] = (),
+    frames: int | FrameRule | None = None,
+    shuffle: bool = False,
+    seed: int = 0,
+    cache: str | os.PathLike[str] | None = None,
+    storage_options: Mapping[str, Any] | None = None,
+) -> Split[Window]: ...
+def load_split(
+    split: str,
+    root: str | os.PathLike[str],
+    *,
+    unit: Unit = "narrative",
+    window: int = 4,
+    features: Sequence[str] = (),
+    frames: int | FrameRule | None = None,
+    shuffle: bool = False,
+    seed: int = 0,
+    cache: str | os.PathLike[str] | None = None,
+    storage_options: Mapping[str, Any] | None = None,
+) -> Split[Any]:
+    """A split ("train", "val") of the shard set in `root`, a folder or any URL that fsspec knows (s3://, hf://, …).
 
-    Each has `name`, `title`, `topic` and `steps`; each step `action`, `caption`, `span`, `frames()` and `keyframe()`.
+    unit: what an item is: a "narrative" with `steps`; a "clip", one Step with `action`, `caption`, `span`, `frames()`,
+    `keyframe()`, `audio()`; or a "window", every run of `window` consecutive steps of a narrative (a shorter narrative
+    is one window).
+    features: names of sidecars (`cookgen features` makes them) to join as `item.features[name]`.
+    frames: what `step.frames()` and torch batches decode: so many evenly spaced frames, or a FrameRule. None:
+    `frames()` gives all of them, and batches hold none.
+    shuffle: items in an order that is a function of (seed, epoch) alone.
+    cache: for URLs, the folder that keeps their shards ($COOKGEN_CACHE, else ~/.cache/cookgen). storage_options: for
+    URLs, what fsspec's file system takes.
+
     Raises InputError where `root` is not a complete shard set, FormatError where the set breaks the dataset format,
-    UsageError where it has no such split.
+    UsageError where it has no such split, unit or features.
     """
-    folder = Path(root).absolute()  # pickled splits must not hang on the working directory
-    manifest = read_manifest(folder)
+    if unit not in get_args(Unit):
+        raise UnknownNameError("unit", unit, get_args(Unit))
+    if window < 1:
+        raise UsageError(f"window={window}: a window has at least 1 step")
+    if isinstance(features, str):
+        raise UsageError(f"features={features!r}: give a list of names: features=({features!r},)")
+    location = locate(root, cache=cache, storage_options=storage_options)
+    manifest = read_manifest(location)
+    rows = _rows(location, manifest, split)
+    reader = Reader(
+        location,
+        {shard.path: shard.sha256 for shard in manifest.splits[split].shards},
+        FrameRule(num_frames=frames) if isinstance(frames, int) else frames,
+        {name: open_sidecar(location, name, manifest) for name in features},
+    )
+    items = [item for place, row in enumerate(rows) for item in _items(place, row.num_steps, unit, window)]
+    return Split(split, unit, reader, rows, np.array(items, np.int64).reshape(-1, 3), seed=seed if shuffle else None)
+
+
+def _items(row: int, num_steps: int, unit: Unit, window: int) -> Iterable[tuple[int, int, int]]:
+    size = {"narrative": num_steps, "clip": 1, "window": min(window, num_steps)}[unit]
+    return ((row, first, size) for first in range(num_steps - size + 1))
+
+
+def _rows(location: Location, manifest: Manifest, split: str) -> tuple[Row, ...]:
+    """The split's part of the narratives table. Raises UsageError or FormatError."""
     if split not in manifest.splits:
         known = ", ".join(sorted(manifest.splits)) or "none"
-        raise UsageError(f"split {split!r} is not in {folder / 'dataset.json'}: {known}")
+        raise UsageError(f"split {split!r} is not in {location.name('dataset.json')}: {known}")
     entry = manifest.splits[split]
     sizes = {shard.path: shard.num_bytes for shard in entry.shards}
     for path in sizes:
         if PurePosixPath(path).is_absolute() or ".." in PurePosixPath(path).parts:
-            raise FormatError(f"{folder / 'dataset.json'}: shard {path!r} is outside of the set")
-    table = table_path(folder, Row)
-    rows = [row for row in read_table(table, Row) if row.split == split]
+            raise FormatError(f"{location.name('dataset.json')}: shard {path!r} is outside of the set")
+    relative = table_path("", Row).as_posix()
+    table = location.name(relative)
+    try:
+        with location.copied(relative) as copy:
+            rows = tuple(row for row in read_table(copy, Row) if row.split == split)
+    except FileNotFoundError:
+        raise FormatError(f"{table}: missing, and dataset.json is there: the set was not copied whole") from None
     for row in rows:
         if row.first_member_offset + row.num_bytes > sizes.get(row.shard, 0):
             raise FormatError(f"{table}: {row.narrative} lies outside of the shards that dataset.json lists")
@@ -133,19 +299,20 @@ def load_split(split: str, root: str | os.PathLike[str]) -> Split:
             f"{table}: {found[0]} narratives with {found[1]} clips in split {split!r}, dataset.json says "
             f"{entry.num_narratives} with {entry.num_clips}. Fetch both again"
         )
-    return Split(split, folder, rows)
+    return rows
 
 
-def read_manifest(root: Path) -> Manifest:
+def read_manifest(root: Location | str | os.PathLike[str]) -> Manifest:
     """A set's dataset.json. Raises InputError where it is missing, FormatError where it breaks the format."""
-    path = root / "dataset.json"
+    location = root if isinstance(root, Location) else locate(root)
+    path = location.name("dataset.json")
     try:
-        values = json.loads(path.read_bytes())
+        values = json.loads(location.read("dataset.json"))
     except FileNotFoundError:
-        what = "the set is not complete, or this is no shard set" if root.is_dir() else "there is no such folder"
+        what = "the set is not complete, or this is no shard set"
+        if location.cache is None and not Path(location.root).is_dir():
+            what = "there is no such folder"
         raise InputError(f"{path}: not found: {what}. `make shards` writes one, dataset.json last") from None
-    except OSError as error:
-        raise InputError(f"{path}: cannot be read: {error.strerror}") from error
     except (ValueError, RecursionError) as error:
         raise FormatError(f"{path}: not JSON ({error}). Fetch the set again") from error
     found = values.get("format") if isinstance(values, dict) else None

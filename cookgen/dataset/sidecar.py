@@ -1,0 +1,159 @@
+"""Features that were computed beside a shard set: one array a clip, read from where it lies.
+
+A sidecar shard has its shard's name, keys and order, so no index is needed: its headers are walked once a process.
+"""
+
+from __future__ import annotations
+
+import functools
+import io
+import os
+import tarfile
+from array import array
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
+from pydantic import ValidationError
+
+from cookgen.dataset.location import Location
+from cookgen.errors import FormatError, UnknownNameError
+from cookgen.records import Features, Manifest
+from cookgen.records import Narrative as Row
+
+_COMPUTE_AGAIN = "Compute it again with `cookgen features`"
+
+
+def feature_path(name: str, relative: str) -> str:
+    """Where a set keeps a file of the features `name`: features.json, or the sidecar of the shard `relative`."""
+    return f"features/{name}/{relative}"
+
+
+@dataclass(frozen=True)
+class Sidecar:
+    """The features of one name, opened for reading. Pickles; may be used from many threads."""
+
+    location: Location
+    features: Features
+
+    def read(self, row: Row, first: int, num: int) -> NDArray[np.float16]:
+        """The arrays of the steps [first, first + num) of a narrative: float16 [num, *shape].
+
+        Raises FormatError where the sidecar does not hold exactly such arrays under these keys.
+        """
+        relative = feature_path(self.features.name, row.shard)
+        path = self.location.path(relative, sha256=self.features.sha256s[row.shard])
+        name = self.location.name(relative)
+        out = np.empty((num, *self.features.shape), np.float16)
+        header = _npy_header(self.features.shape)
+        try:
+            spans, offsets = _index(path, path.stat().st_mtime_ns)
+            start, num_steps = spans[row.narrative]
+            if num_steps != row.num_steps:
+                raise FormatError(f"{name}: {num_steps} of {row.num_steps} steps of {row.narrative}. {_COMPUTE_AGAIN}")
+            with path.open("rb", buffering=0) as stream:
+                for place in range(num):
+                    offset = offsets[start + first + place]
+                    if os.pread(stream.fileno(), len(header), offset) != header:
+                        raise FormatError(
+                            f"{name}: {row.narrative}-{first + place:03d}.npy is not float16 "
+                            f"{list(self.features.shape)}. {_COMPUTE_AGAIN}"
+                        )
+                    view = memoryview(out[place]).cast("B")
+                    if os.preadv(stream.fileno(), [view], offset + len(header)) != view.nbytes:
+                        raise FormatError(f"{name}: ends within {row.narrative}-{first + place:03d}. {_COMPUTE_AGAIN}")
+        except KeyError:
+            raise FormatError(f"{name}: does not hold {row.narrative}. {_COMPUTE_AGAIN}") from None
+        except OSError as error:
+            raise FormatError(f"{name}: cannot be read ({error}). {_COMPUTE_AGAIN}") from error
+        return out
+
+
+class FeatureArrays(Mapping[str, NDArray[np.float16]]):
+    """The features of some consecutive steps by name; each is read when it is asked for, every time."""
+
+    def __init__(self, sidecars: Mapping[str, Sidecar], row: Row, first: int, num: int | None) -> None:
+        self._sidecars, self._row, self._first, self._num = sidecars, row, first, num  # num None: one step, no axis
+
+    def __getitem__(self, name: str) -> NDArray[np.float16]:
+        if name not in self._sidecars:
+            known = ", ".join(self._sidecars) or "none"
+            raise KeyError(
+                f"{name!r}: this split was opened with features: {known}; load_split(…, features=({name!r},))"
+            )
+        arrays = self._sidecars[name].read(self._row, self._first, 1 if self._num is None else self._num)
+        return arrays[0] if self._num is None else arrays
+
+    def __contains__(self, name: object) -> bool:
+        return name in self._sidecars
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._sidecars)
+
+    def __len__(self) -> int:
+        return len(self._sidecars)
+
+
+def open_sidecar(location: Location, name: str, manifest: Manifest) -> Sidecar:
+    """The features `name` of a set. Raises UnknownNameError where it has none of that name, FormatError where they
+    break the format or were computed from other shards."""
+    relative = feature_path(name, "features.json")
+    try:
+        content = location.read(relative)
+    except FileNotFoundError:
+        raise UnknownNameError(f"features in {location}", name, _known(location)) from None
+    try:
+        features = Features.model_validate_json(content)
+    except ValidationError as error:
+        first = error.errors(include_url=False, include_input=False)[0]
+        where = ".".join(str(part) for part in first["loc"])
+        raise FormatError(f"{location.name(relative)}: {where}: {first['msg']}. {_COMPUTE_AGAIN}") from None
+    if features.name != name:
+        raise FormatError(f"{location.name(relative)}: name {features.name!r}, its folder's is {name!r}")
+    shards = {shard.path: shard.sha256 for split in manifest.splits.values() for shard in split.shards}
+    stale = [path for path, sha256 in shards.items() if features.of_shards.get(path) != sha256]
+    missing = shards.keys() - features.sha256s.keys()
+    if stale or missing:
+        raise FormatError(
+            f"{location.name(relative)}: not computed from this set's {min([*stale, *missing])}. {_COMPUTE_AGAIN}"
+        )
+    return Sidecar(location, features)
+
+
+def _known(location: Location) -> list[str]:
+    if location.cache is not None:
+        return []
+    return [path.parent.name for path in Path(location.root, "features").glob("[!.]*/features.json")]
+
+
+@functools.lru_cache(maxsize=4096)
+def _index(path: Path, mtime_ns: int) -> tuple[dict[str, tuple[int, int]], array[int]]:
+    """For each narrative of a sidecar (place of its first step, number of steps); for each place the array's offset."""
+    spans: dict[str, tuple[int, int]] = {}
+    offsets: array[int] = array("q")
+    try:
+        with tarfile.open(path, "r:") as tar:
+            while (member := tar.next()) is not None:
+                tar.members.clear()  # type: ignore[attr-defined]  # constant memory
+                narrative = member.name.removesuffix(".npy").rpartition("-")[0]
+                start, num_steps = spans.get(narrative, (len(offsets), 0))
+                wanted = f"{narrative}-{num_steps:03d}.npy"
+                if not member.isreg() or member.name != wanted or start + num_steps != len(offsets):
+                    raise FormatError(f"{path}: {member.name!r} stands where it does not belong. {_COMPUTE_AGAIN}")
+                spans[narrative] = start, num_steps + 1
+                offsets.append(member.offset_data)
+    except (tarfile.TarError, ValueError, RecursionError) as error:
+        raise FormatError(f"{path}: not a readable tar file ({error}). {_COMPUTE_AGAIN}") from error
+    return spans, offsets
+
+
+@functools.cache
+def _npy_header(shape: tuple[int, ...]) -> bytes:
+    """What stands before the numbers in the .npy file of a float16 array in C order."""
+    stream = io.BytesIO()
+    np.lib.format.write_array_header_1_0(
+        stream, {"descr": "<f2", "fortran_order": False, "shape": tuple(map(int, shape))}
+    )
+    return stream.getvalue()
