@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import io
+import tarfile
 import tempfile
 from collections.abc import Sequence
 from dataclasses import dataclass, field
@@ -14,12 +15,15 @@ import av
 import numpy as np
 from PIL import Image
 
-from cookgen.files import digest, write_atomic
+from cookgen.dataset.tar import tar_member
+from cookgen.files import canonical_json, digest, file_sha256, write_atomic
 from cookgen.records import (
+    FORMAT,
     Action,
     Caption,
     Check,
     Clip,
+    Features,
     Lineage,
     Match,
     Reason,
@@ -30,7 +34,7 @@ from cookgen.records import (
     Word,
 )
 from pipelines.stage import Places, Result, Stage, VideoState
-from pipelines.stages.shards import ShardsConfig
+from pipelines.stages.shards import ShardsConfig, write_shards
 
 FPS = 10
 SIDE = 64
@@ -314,3 +318,56 @@ def _rows(story: Story, media: Media) -> tuple[dict[str, tuple[Record, ...]], di
 
 def make_states(stories: Sequence[Story], media: Media) -> list[VideoState]:
     return [make_state(story, media) for story in stories]
+
+
+def make_set(out: Path, stories: Sequence[Story], *, target_shard_bytes: int = 2**28) -> Path:
+    """A whole shard set of these stories, written by the shards stage; a small target makes many shards."""
+    media = Media(out.parent / f"{out.name}.media")
+    config = ShardsConfig(target_shard_bytes=target_shard_bytes)
+    write_shards(
+        make_states(stories, media),
+        [],
+        config=config,
+        run_config=RunConfig(config),
+        places=media.places,
+        out=out,
+        stages=STAGES,
+    )
+    return out
+
+
+def feature_of(key: str, shape: tuple[int, ...]) -> np.ndarray:
+    """float16 of this shape, another one for each key."""
+    seed = int(hashlib.sha256(key.encode()).hexdigest()[:8], 16)
+    return np.random.default_rng(seed).standard_normal(shape).astype(np.float16)
+
+
+def add_features(out: Path, name: str, shape: tuple[int, ...]) -> Path:
+    """Sidecar shards beside every shard of the set, written with tarfile and numpy as the format says."""
+    folder = out / "features" / name
+    sha256s, of_shards = {}, {}
+    for shard in sorted(out.glob("*/cookgen-*.tar")):
+        path = shard.relative_to(out).as_posix()
+        (folder / path).parent.mkdir(parents=True, exist_ok=True)
+        with tarfile.open(shard) as source, tarfile.open(folder / path, "w", format=tarfile.PAX_FORMAT) as tar:
+            for member in source.getnames():
+                if member.endswith(".json"):
+                    content = io.BytesIO()
+                    np.save(content, feature_of(member.removesuffix(".json"), shape))
+                    entry = tar_member(f"{member.removesuffix('.json')}.npy", len(content.getvalue()))
+                    tar.addfile(entry, io.BytesIO(content.getvalue()))
+        sha256s[path], of_shards[path] = file_sha256(folder / path), file_sha256(shard)
+    features = Features(
+        format=FORMAT,
+        name=name,
+        created_by="tests",
+        model="none",
+        revision="1",
+        dtype="float16",
+        shape=shape,
+        config={},
+        sha256s=sha256s,
+        of_shards=of_shards,
+    )
+    write_atomic(folder / "features.json", canonical_json(features.to_json()))
+    return folder

@@ -87,7 +87,8 @@ class Loader:
         if num_workers:
             self._workers["prefetch_factor"] = prefetch
         self._epoch = self._position = 0
-        self._num_steps = self._dealing().num_steps
+        self._is_resumed = False  # the position was loaded, and no epoch has begun since
+        self._num_steps = self._dealing(0).num_steps
         self.counts = Counts()
 
     def __len__(self) -> int:
@@ -96,7 +97,8 @@ class Loader:
 
     def __iter__(self) -> Iterator[Any]:
         """The epoch from its beginning, or, once after `load_state_dict`, from there on."""
-        epoch, dealing, self._position = self._epoch, self._dealing(), 0
+        epoch, dealing = self._epoch, self._dealing(self._position if self._is_resumed else 0)
+        self._position, self._is_resumed = dealing.start, False
         order = np.arange(len(self._split))
         if self._seed is not None:
             order = epoch_order(len(self._split), seed=self._seed, epoch=epoch)
@@ -138,10 +140,10 @@ class Loader:
         epoch, position = state.get("epoch"), state.get("position")
         if type(epoch) is not int or type(position) is not int or epoch < 0 or not 0 <= position <= len(self._split):
             raise UsageError(f"state_dict: epoch {epoch!r}, position {position!r} of {len(self._split)} items")
-        self._epoch, self._position = epoch, position
+        self._epoch, self._position, self._is_resumed = epoch, position, True
 
-    def _dealing(self) -> Dealing:
-        return Dealing(len(self._split), self._position, self._batch_size, self.num_ranks, self._remainder)
+    def _dealing(self, start: int) -> Dealing:
+        return Dealing(len(self._split), start, self._batch_size, self.num_ranks, self._remainder)
 
     def _items_digest(self) -> str:
         return digest([self._split.name, *map(self._split.name_of, range(len(self._split)))])
