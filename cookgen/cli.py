@@ -1,4 +1,4 @@
-"""The command line of the installed package: `cookgen validate OUT`, `cookgen --version`.
+"""The command line of the installed package: `cookgen COMMAND OUT …`, one function a command; `cookgen --version`.
 
 Exit status: 0 done, 1 problems were found, 2 a usage or input error (one line, no traceback).
 """
@@ -7,37 +7,126 @@ from __future__ import annotations
 
 import json
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from contextlib import nullcontext
 from dataclasses import asdict
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Literal
 
 import tyro
 
 from cookgen import __version__
 from cookgen.commands import run_command
+from cookgen.dataset.croissant import croissant_of
+from cookgen.dataset.export import export as export_set
+from cookgen.dataset.inspect import inspect as inspect_key
+from cookgen.dataset.publish import annotation_files, plan_text, set_files
+from cookgen.dataset.publish import publish as publish_files
+from cookgen.dataset.summary import card_of, read_statistics, statistics_text, statistics_values
 from cookgen.dataset.validate import validate as validate_set
+from cookgen.features import features_command
+
+Out = Annotated[Path, tyro.conf.Positional, tyro.conf.arg(metavar="OUT")]
+Json = Annotated[bool, tyro.conf.FlagCreatePairsOff, tyro.conf.arg(name="json")]
+Flag = Annotated[bool, tyro.conf.FlagCreatePairsOff]
 
 
-def validate(
-    out: Annotated[Path, tyro.conf.Positional, tyro.conf.arg(metavar="OUT")],
-    *,
-    as_json: Annotated[bool, tyro.conf.FlagCreatePairsOff, tyro.conf.arg(name="json")] = False,
-) -> int:
+def validate(out: Out, *, as_json: Json = False) -> int:
     """Check a shard set against the format cookgen/1 and name what is wrong; exit status 1 if anything is.
 
     Args:
         out: the folder that holds the set's dataset.json
-        as_json: print a JSON array of {where, rule, found} instead of lines
+        as_json: print a JSON array of {where, rule, found, is_warning} instead of lines
     """
-    problems = validate_set(out)
+    found = validate_set(out)
+    num_problems = sum(not problem.is_warning for problem in found)
     if as_json:
-        _say(json.dumps([asdict(problem) for problem in problems], indent=2))
+        _say(json.dumps([asdict(problem) for problem in found], indent=2))
     else:
-        for problem in problems:
+        for problem in found:
             _say(str(problem))
-        _say(f"{out}: {len(problems) or 'no'} problem{'' if len(problems) == 1 else 's'}")
-    return 1 if problems else 0
+        num_warnings = len(found) - num_problems
+        warnings = f", {num_warnings} warning{'' if num_warnings == 1 else 's'}" if num_warnings else ""
+        _say(f"{out}: {num_problems or 'no'} problem{'' if num_problems == 1 else 's'}{warnings}")
+    return 1 if num_problems else 0
+
+
+def card(out: Out, *, croissant: Flag = False) -> int:
+    """Print the dataset card (README.md) of a shard set as it is now, with the feature sidecars that it has.
+
+    Args:
+        out: the folder that holds the set's dataset.json
+        croissant: print Croissant metadata (JSON-LD) instead, to be kept as OUT/croissant.json
+    """
+    _say(json.dumps(croissant_of(out), indent=2) if croissant else card_of(out).rstrip("\n"))
+    return 0
+
+
+def stats(out: Out, *, as_json: Json = False) -> int:
+    """Print the columns of VideoAuteur's Tables 1 and 2 beside the published values, and histograms of lengths.
+
+    Args:
+        out: the folder that holds the set's dataset.json
+        as_json: print one JSON object instead
+    """
+    found = read_statistics(out)
+    _say(json.dumps(statistics_values(found), indent=2) if as_json else statistics_text(found))
+    return 0
+
+
+def inspect(
+    out: Out,
+    key: Annotated[str, tyro.conf.Positional, tyro.conf.arg(metavar="KEY")],
+    *,
+    save: Path | None = None,
+) -> int:
+    """Print all that a shard set says of a narrative or a clip, or why a video was rejected.
+
+    Args:
+        out: the folder that holds the set's dataset.json
+        key: a narrative, a clip (narrative-000), or a rejected video's narrative or path
+        save: a folder for the clips' mp4, jpg and json
+    """
+    _say(inspect_key(out, key, save=save))
+    return 0
+
+
+def export(out: Out, *, to: Path, format: Literal["parquet", "seed-story"]) -> int:  # noqa: A002
+    """Write the annotations in another tool's form.
+
+    Args:
+        out: the folder that holds the set's dataset.json
+        to: an empty folder, or one that holds the same export of the same set
+        format: parquet (a flat row a clip) or seed-story (SEED-Story's JSONL, with the keyframes)
+    """
+    for path in export_set(out, to, format=format):
+        _say(str(path))
+    return 0
+
+
+def publish(
+    out: Out,
+    to: Annotated[str, tyro.conf.Positional, tyro.conf.arg(metavar="TO")],
+    *,
+    yes: Flag = False,
+    annotations_only: Flag = False,
+) -> int:
+    """Copy a shard set to a folder, a URL or the Hub; without --yes only say what would be copied.
+
+    Args:
+        out: the folder that holds the set's dataset.json
+        to: a folder, a URL that fsspec knows (s3://bucket/name), or hf://datasets/USER/NAME
+        yes: do it
+        annotations_only: ids and annotations, from which the set can be rebuilt: no video, keyframes, speech, features
+    """
+    with annotation_files(out) if annotations_only else nullcontext(set_files(out)) as files:
+        _say(plan_text(files, to))
+        if not yes:
+            _say("nothing was copied; add --yes to do it")
+            return 0
+        num_copied = publish_files(files, to, say=_say)
+    _say(f"done: {num_copied} of {len(files)} files copied")
+    return 0
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -46,13 +135,21 @@ def main(arguments: Sequence[str] | None = None) -> int:
     if arguments == ["--version"]:
         _say(f"cookgen {__version__}")
         return 0
-    return run_command(
-        {"validate": validate},
-        arguments,
-        prog="cookgen",
-        description="Works with cookgen/1 shard sets. `cookgen --version` prints the version.",
-    )
+    commands: dict[str, Callable[..., int]] = {
+        "features": features_command,
+        "validate": validate,
+        "card": card,
+        "stats": stats,
+        "inspect": inspect,
+        "export": export,
+        "publish": publish,
+    }
+    what = "Works with cookgen/1 shard sets. `cookgen --version` prints the version."
+    return run_command(commands, arguments, prog="cookgen", description=what)
 
 
-def _say(line: str) -> None:
-    sys.stdout.write(line + "\n")
+def _say(text: str) -> None:
+    """Prints text of which parts may come out of a set: control characters and the like are escaped."""
+    shown = (mark if mark.isprintable() or mark == "\n" else ascii(mark)[1:-1] for mark in text)
+    sys.stdout.write("".join(shown) + "\n")
+    sys.stdout.flush()

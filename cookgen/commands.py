@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import functools
 import io
+import os
 import re
 import sys
 from collections.abc import Callable, Mapping, Sequence
@@ -15,7 +16,10 @@ from cookgen.errors import CookgenError
 
 
 def run_command(commands: Mapping[str, Callable[..., int]], args: Sequence[str], *, prog: str, description: str) -> int:
-    """Runs the command that `args` name and returns its exit code; 2 for a usage or input error, said in one line."""
+    """Runs the command that `args` name and returns its exit code.
+
+    2 for a usage or input error, said in one line; 130 for Ctrl-C. `--set` may be repeated.
+    """
     said = io.StringIO()
     try:
         with contextlib.redirect_stderr(said):
@@ -23,7 +27,7 @@ def run_command(commands: Mapping[str, Callable[..., int]], args: Sequence[str],
                 {name: _deferred(function) for name, function in commands.items()},
                 prog=prog,
                 description=description,
-                args=list(args),
+                args=_one_set(args),
             )
     except SystemExit as stop:
         if stop.code:
@@ -35,6 +39,12 @@ def run_command(commands: Mapping[str, Callable[..., int]], args: Sequence[str],
     except CookgenError as error:
         sys.stderr.write(f"error: {error}\n")
         return 2
+    except KeyboardInterrupt:
+        sys.stderr.write("interrupted; what was done is kept, the same command goes on from there\n")
+        return 130
+    except BrokenPipeError:  # the reader of our output has gone
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 0
 
 
 def _deferred(function: Callable[..., int]) -> Callable[..., Callable[[], int]]:
@@ -45,6 +55,23 @@ def _deferred(function: Callable[..., int]) -> Callable[..., Callable[[], int]]:
         return functools.partial(function, *args, **kwargs)
 
     return parse
+
+
+def _one_set(args: Sequence[str]) -> list[str]:
+    """`--set a=1 --set b=2` as `--set a=1 b=2`: both spellings are right."""
+    rest: list[str] = []
+    settings: list[str] = []
+    taking = False
+    for item in args:
+        if item == "--set" or item.startswith("--set="):
+            taking = item == "--set"
+            settings += [] if taking else [item.removeprefix("--set=")]
+        elif taking and not item.startswith("--"):
+            settings.append(item)
+        else:
+            taking = False
+            rest.append(item)
+    return [*rest, "--set", *settings] if settings else rest
 
 
 def _one_line(box: str) -> str:

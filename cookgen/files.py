@@ -1,17 +1,23 @@
-"""Bytes on disk: canonical JSON, digests, atomic writes, and the one rule that turns ids into names."""
+"""Bytes on disk: canonical JSON, digests, atomic writes, locks, and the one rule that turns ids into names."""
 
 from __future__ import annotations
 
 import contextlib
+import errno
+import fcntl
 import hashlib
 import json
 import math
 import os
 import re
+import socket
 import tempfile
+import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
+
+from cookgen.errors import OutputError, OutputInUseError
 
 MAX_NAME = 128
 _UNSAFE = re.compile(r"[^A-Za-z0-9_-]+")
@@ -78,6 +84,44 @@ def write_atomic(path: str | os.PathLike[str], content: str | bytes) -> None:
     """Writes a whole file under its final name, or leaves what was there."""
     with atomic_path(path) as temporary:
         temporary.write_bytes(content.encode() if isinstance(content, str) else content)
+
+
+@contextlib.contextmanager
+def explained(path: Path, remedy: str = "Choose another --out, or mend its rights") -> Iterator[None]:
+    """Turns the operating system's refusals to write into errors that say what to do."""
+    try:
+        yield
+    except OSError as error:
+        if error.errno in (errno.ENOSPC, errno.EDQUOT):
+            message = f"{path}: the disk is full. Free some space and run again: what was done is kept"
+        else:
+            message = f"{path}: cannot be written ({error.strerror or error}). {remedy}"
+        raise OutputError(message) from error
+
+
+@contextlib.contextmanager
+def lock_held(lock: Path, what: Path, *, choose: str) -> Iterator[None]:
+    """Holds the lock file `lock` of `what`. The operating system drops it when the process ends: no lock goes stale.
+
+    Raises OutputInUseError naming the process that holds it; `choose` is the option that names another `what`.
+    """
+    with explained(lock):
+        lock.parent.mkdir(parents=True, exist_ok=True)
+        handle = lock.open("a+")
+    with handle:
+        try:
+            fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            handle.seek(0)
+            holder = handle.read().strip() or "another process"
+            raise OutputInUseError(
+                f"{what}: being written by {holder}. Wait for it, stop it, or choose another {choose}"
+            ) from None
+        os.register_at_fork(after_in_child=handle.close)  # a worker that outlives a killed run must not hold its lock
+        handle.truncate(0)
+        handle.write(f"process {os.getpid()} on {socket.gethostname()} since {time.strftime('%H:%M:%S')}")
+        handle.flush()
+        yield
 
 
 def narrative_name(source: str, video_id: str, *, clash_path: str | None = None) -> str:

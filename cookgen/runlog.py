@@ -33,10 +33,10 @@ class Tally:
 class Progress:
     """Shows tallies while a job runs: `with Progress(folder, title) as progress: progress.show(tallies)`."""
 
-    def __init__(self, folder: Path, title: str, *, console: Console | None = None) -> None:
+    def __init__(self, folder: Path, title: str, *, unit: str = "video", console: Console | None = None) -> None:
         folder.mkdir(parents=True, exist_ok=True)
         self._file = (folder / "progress.jsonl").open("a", encoding="utf-8")
-        self._title = title
+        self._title, self._unit = title, unit
         self._console = console or Console(stderr=True)
         self._live = Live(console=self._console, auto_refresh=False) if self._console.is_terminal else None
         self._started = self._shown = time.monotonic()
@@ -97,7 +97,7 @@ class Progress:
             title=f"{self._title}  {now - self._started:.0f} s", title_justify="left", box=None, pad_edge=False
         )
         table.add_column("stage")
-        for heading in ("videos", "kept", "rows", "s/video", "left"):
+        for heading in (f"{self._unit}s", "kept", "rows", f"s/{self._unit}", "left"):
             table.add_column(heading, justify="right")
         table.add_column("rejects")
         for name, tally in tallies.items():

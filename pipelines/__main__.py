@@ -135,39 +135,15 @@ def _say(text: str) -> None:
     sys.stdout.flush()
 
 
-def _one_set(args: Sequence[str]) -> list[str]:
-    """`--set a=1 --set b=2` as `--set a=1 b=2`: both spellings are right."""
-    rest: list[str] = []
-    settings: list[str] = []
-    taking = False
-    for item in args:
-        if item == "--set" or item.startswith("--set="):
-            taking = item == "--set"
-            settings += [] if taking else [item.removeprefix("--set=")]
-        elif taking and not item.startswith("--"):
-            settings.append(item)
-        else:
-            taking = False
-            rest.append(item)
-    return [*rest, "--set", *settings] if settings else rest
-
-
 def main(args: Sequence[str] | None = None) -> int:
     """Runs a command and returns its exit code."""
     signal.signal(signal.SIGTERM, signal.default_int_handler)  # a polite kill cleans up as Ctrl-C does
-    try:
-        return run_command(
-            {"run": run, "plan": plan, "status": status, "report": report},
-            _one_set(sys.argv[1:] if args is None else args),
-            prog="python -m pipelines",
-            description="Turns cooking videos into cookgen/1 shards.",
-        )
-    except KeyboardInterrupt:
-        sys.stderr.write("interrupted; what was done is kept, the same command goes on from there\n")
-        return 130
-    except BrokenPipeError:  # the reader of our output has gone
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        return 0
+    return run_command(
+        {"run": run, "plan": plan, "status": status, "report": report},
+        sys.argv[1:] if args is None else args,
+        prog="python -m pipelines",
+        description="Turns cooking videos into cookgen/1 shards.",
+    )
 
 
 if __name__ == "__main__":

@@ -20,7 +20,7 @@ import cookgen
 from cookgen.config import config_digest
 from cookgen.dataset.tables import check_schema, read_table, table_path
 from cookgen.errors import FormatError, ModelServerError, UnknownNameError, UsageError
-from cookgen.files import canonical_json, digest, write_atomic
+from cookgen.files import canonical_json, digest, explained, write_atomic
 from cookgen.records import TABLES, Action, Manifest, Narrative, Reject, SourceVideo
 from cookgen.runlog import Progress, Tally
 from pipelines import inline
@@ -32,7 +32,7 @@ from pipelines.serve import serve_llm
 from pipelines.sources import demo
 from pipelines.stage import Places, Stage, VideoState, pending, resume
 from pipelines.stages import actions, captions, checks, clips, matches, shards, speech, videos
-from pipelines.store import Store, claim, explained, is_locked, locked, require_space
+from pipelines.store import Store, claim, is_locked, locked, require_space
 
 STAGES: tuple[Stage, ...] = (
     videos.STAGE,

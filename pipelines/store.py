@@ -12,23 +12,19 @@ was not yet written; a file with a final name is whole.
 from __future__ import annotations
 
 import contextlib
-import errno
 import fcntl
 import json
-import os
 import shutil
-import socket
 import time
 from collections import OrderedDict
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from cookgen.errors import OutputError, OutputInUseError
-from cookgen.files import atomic_path, canonical_json, write_atomic
+from cookgen.errors import OutputError
+from cookgen.files import atomic_path, canonical_json, explained, lock_held, write_atomic
 from cookgen.records import FORMAT, Clip
 from pipelines.stage import Result, Stage, medium_path
 
@@ -152,19 +148,6 @@ class Store:
         return self._parts[part]
 
 
-@contextlib.contextmanager
-def explained(path: Path) -> Iterator[None]:
-    """Turns the operating system's refusals to write into errors that say what to do."""
-    try:
-        yield
-    except OSError as error:
-        if error.errno in (errno.ENOSPC, errno.EDQUOT):
-            message = f"{path}: the disk is full. Free some space and run again: what was done is kept"
-        else:
-            message = f"{path}: cannot be written ({error.strerror or error}). Choose another --out, or mend its rights"
-        raise OutputError(message) from error
-
-
 def claim(out: Path, source: str) -> None:
     """Makes OUT this source's output folder, or finds that it is already.
 
@@ -205,35 +188,19 @@ def require_space(out: Path, num_bytes: int) -> None:
         )
 
 
-@contextlib.contextmanager
-def locked(out: Path) -> Iterator[None]:
-    """Holds OUT's lock. The operating system drops it when the process ends, however it ends: no lock goes stale.
+def locked(out: Path) -> contextlib.AbstractContextManager[None]:
+    """Holds OUT's lock. Raises OutputInUseError naming the process that holds it."""
+    return lock_held(_lock_path(out), out, choose="--out")
 
-    Raises OutputInUseError naming the process that holds it.
-    """
-    path = out / ".store" / "lock"
-    with explained(path):
-        path.parent.mkdir(parents=True, exist_ok=True)
-        handle = path.open("a+")
-    with handle:
-        try:
-            fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            handle.seek(0)
-            raise OutputInUseError(
-                f"{out}: being written by {handle.read().strip() or 'another process'}. "
-                "Wait for it, stop it, or choose another --out"
-            ) from None
-        handle.truncate(0)
-        handle.write(f"process {os.getpid()} on {socket.gethostname()} since {time.strftime('%H:%M:%S')}")
-        handle.flush()
-        yield
+
+def _lock_path(out: Path) -> Path:
+    return out / ".store" / "lock"
 
 
 def is_locked(out: Path) -> bool:
     """Whether a run holds OUT's lock; looks only, and writes nothing."""
     try:
-        with (out / ".store" / "lock").open() as handle:
+        with _lock_path(out).open() as handle:
             fcntl.flock(handle, fcntl.LOCK_SH | fcntl.LOCK_NB)
     except BlockingIOError:
         return True

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from enum import StrEnum
 from typing import Any, Literal, get_args, get_origin
 
@@ -11,10 +11,17 @@ from pydantic import BaseModel
 
 from cookgen.dataset.statistics import Statistics
 from cookgen.dataset.tables import without_none
-from cookgen.records import FORMAT, Sample, Split
+from cookgen.records import FORMAT, Features, Sample, Split
 
 _DTYPES: dict[type, str] = {str: "string", int: "int64", float: "float64", bool: "bool"}
 _STAND_IN = "tags"  # captioners whose id starts so are no vision-language models
+_OTHER = "other"
+# The Hub's identifiers that are licences of works. Source: huggingface.co/docs/hub/repositories-licenses
+_HUB_LICENCES = frozenset(
+    """apache-2.0 mit unlicense pddl odbl odc-by cdla-sharing-1.0 cdla-permissive-1.0 cdla-permissive-2.0 gfdl
+    cc0-1.0 cc-by-2.0 cc-by-2.5 cc-by-3.0 cc-by-4.0 cc-by-sa-3.0 cc-by-sa-4.0 cc-by-nc-2.0 cc-by-nc-3.0 cc-by-nc-4.0
+    cc-by-nd-4.0 cc-by-nc-nd-3.0 cc-by-nc-nd-4.0 cc-by-nc-sa-2.0 cc-by-nc-sa-3.0 cc-by-nc-sa-4.0""".split()
+)
 
 
 def data_files(splits: Mapping[str, Split]) -> list[dict[str, str]]:
@@ -26,30 +33,50 @@ def data_files(splits: Mapping[str, Split]) -> list[dict[str, str]]:
     ]
 
 
-def card_text(name: str, splits: Mapping[str, Split], statistics: Statistics) -> str:
+def hub_licence(licences: Iterable[str | None]) -> str:
+    """The Hub's identifier of the licence that all videos state; "other" where they differ, or it is none of those."""
+    named = {"-".join((licence or _OTHER).lower().split()) for licence in licences}
+    identifier = {"cc0": "cc0-1.0"}.get(name := named.pop(), name) if len(named) == 1 else _OTHER
+    return identifier if identifier in _HUB_LICENCES else _OTHER
+
+
+def card_text(
+    name: str, splits: Mapping[str, Split], statistics: Statistics, *, features: Sequence[Features] = ()
+) -> str:
     """The whole README.md of a set: YAML front matter, who wrote the text, statistics, licence, how to load."""
-    front = yaml.safe_dump(_front_matter(name, splits, statistics), sort_keys=False, allow_unicode=True, width=120)
     sections = [
-        f"# {name}",
+        f"# {_plain(name)}",
         f"Long narrative videos in the format {FORMAT}: one sample is one clip of a video with the action that is done"
         " and a caption of what is seen; consecutive samples of one narrative are the steps of one video, in order.",
-        _authors(statistics),
-        _tables(splits, statistics),
-        _licences(statistics),
+        authors_section(statistics),
+        statistics_section(splits, statistics),
+        *([_features_section(features)] if features else []),
+        licence_section(statistics),
         _LOADING,
     ]
-    return f"---\n{front}---\n\n" + "\n\n".join(sections) + "\n"
+    return front_matter(_front_values(name, splits, statistics)) + "\n\n".join(sections) + "\n"
 
 
-def _front_matter(name: str, splits: Mapping[str, Split], statistics: Statistics) -> dict[str, Any]:
-    front: dict[str, Any] = {
+def front_matter(values: Mapping[str, Any]) -> str:
+    """The YAML block at the head of a card."""
+    return f"---\n{yaml.safe_dump(dict(values), sort_keys=False, allow_unicode=True, width=120)}---\n\n"
+
+
+def common_values(name: str, splits: Mapping[str, Split], statistics: Statistics) -> dict[str, Any]:
+    """What the front matter says of a set in whatever form it is handed on."""
+    return {
         "pretty_name": name,
-        "license": "other",
+        "license": hub_licence(statistics.licences),
         "language": ["en"],
         "task_categories": ["text-to-video", "video-text-to-text"],
-        "tags": ["webdataset", "video", "cooking", "narrative"],
+        "tags": ["video", "cooking", "narrative"],
         "size_categories": [_size_category(sum(split.num_clips for split in splits.values()))],
     }
+
+
+def _front_values(name: str, splits: Mapping[str, Split], statistics: Statistics) -> dict[str, Any]:
+    front = common_values(name, splits, statistics)
+    front["tags"].insert(0, "webdataset")
     files = data_files(splits)
     if files:
         front["configs"] = [{"config_name": "default", "data_files": files}]
@@ -87,7 +114,8 @@ def _size_category(num_clips: int) -> str:
     return next((word for bound, word in bounds if num_clips < bound), "1M<n<10M")
 
 
-def _authors(statistics: Statistics) -> str:
+def authors_section(statistics: Statistics) -> str:
+    """The card's section on who wrote the text of a set: people, and which models."""
     lines = ["## Who wrote the text", ""]
     captioners = sorted(statistics.captioners)
     lines.append(f"- Captions: written by {_listed(captioners)}.")
@@ -114,7 +142,8 @@ def _authors(statistics: Statistics) -> str:
     return "\n".join(lines)
 
 
-def _tables(splits: Mapping[str, Split], statistics: Statistics) -> str:
+def statistics_section(splits: Mapping[str, Split], statistics: Statistics) -> str:
+    """The card's section of the paper's columns, a row a source."""
     names = sorted(splits)
     values = statistics.to_values(names)
     columns = ["source", *(f"videos, {name}" for name in names)]
@@ -139,7 +168,18 @@ def _tables(splits: Mapping[str, Split], statistics: Statistics) -> str:
     )
 
 
-def _licences(statistics: Statistics) -> str:
+def _features_section(features: Sequence[Features]) -> str:
+    lines = ["## Features", "", "Arrays aligned with the clips, read with `load_split(..., features=(name,))`:", ""]
+    for item in features:
+        shape = ", ".join(map(str, item.shape))
+        lines.append(
+            f"- `{item.name}`: {item.dtype} [{shape}], by {_listed([item.model])} at {_listed([item.revision])}"
+        )
+    return "\n".join(lines)
+
+
+def licence_section(statistics: Statistics) -> str:
+    """The card's section on whose the videos are."""
     stated = sorted(licence for licence in statistics.licences if licence)
     lines = ["## Licence", "", "The clips keep the licences of the videos that they were cut from (`video.licence`)."]
     if stated:
@@ -169,5 +209,5 @@ def _listed(names: Iterable[str]) -> str:
 
 
 def _plain(text: str) -> str:
-    """One line without the characters that Markdown or HTML would read as markup."""
-    return "".join(character for character in " ".join(text.split()) if character not in "`|<>")
+    """One line without the characters that Markdown, HTML or a terminal would read as markup."""
+    return "".join(mark for mark in " ".join(text.split()) if mark.isprintable() and mark not in "`|<>")

@@ -1,13 +1,16 @@
-"""What a shard set holds, counted while its samples pass by: the columns of the paper's Tables 1 and 2."""
+"""What a shard set holds, counted while its samples pass by: the columns of the paper's Tables 1 and 2, and lengths."""
 
 from __future__ import annotations
 
+import math
 from collections import Counter
 from dataclasses import dataclass, field
 from fractions import Fraction
 from typing import Any
 
 from cookgen.records import Sample
+
+_SPLITS = ("train", "val")
 
 
 @dataclass
@@ -23,7 +26,7 @@ class _Count:
         self.num_clips += 1
         self.num_frames += sample.clip.num_frames
         self.clip_s += Fraction(round(sample.clip.end_s - sample.clip.start_s, 6))
-        self.num_words += len(sample.action.text.split()) + len(sample.caption.text.split())
+        self.num_words += num_words(sample)
 
     def to_values(self, splits: list[str]) -> dict[str, Any]:
         videos = self.num_videos.total()
@@ -53,9 +56,12 @@ class Statistics:
         self.models: dict[str, set[str]] = {}  # stage -> the models that its results came from
         self.checks: set[str] = set()
         self.stages: set[str] = set()
+        # Whole seconds a clip, steps a narrative, words a narrative -> how many have so many.
+        self.lengths: dict[str, Counter[int]] = {name: Counter() for name in ("clip_s", "steps", "words")}
+        self._words = 0  # of the narrative that is passing by
 
     def add(self, sample: Sample) -> None:
-        """Counts one clip."""
+        """Counts one clip. The clips of a narrative come one after the other."""
         for count in (self._total, self._sources.setdefault(sample.video.source, _Count())):
             count.add(sample)
         self.captioners.add(sample.caption.origin)
@@ -66,6 +72,16 @@ class Statistics:
             self.stages.add(stage)
             if lineage.model is not None:
                 self.models.setdefault(stage, set()).add(lineage.model)
+        self._words = (self._words if sample.index else 0) + num_words(sample)
+        self.lengths["clip_s"][math.floor(sample.clip.end_s - sample.clip.start_s)] += 1
+        if sample.index == sample.num_steps - 1:
+            self.lengths["steps"][sample.num_steps] += 1
+            self.lengths["words"][self._words] += 1
+
+    @property
+    def splits(self) -> list[str]:
+        """train, val, and whatever other splits there are clips of."""
+        return [*_SPLITS, *sorted(self._total.num_videos.keys() - set(_SPLITS))]
 
     def to_values(self, splits: list[str]) -> dict[str, Any]:
         """The manifest's `statistics`: {"total": columns, "sources": {source: columns}}."""
@@ -73,3 +89,8 @@ class Statistics:
             "total": self._total.to_values(splits),
             "sources": {name: count.to_values(splits) for name, count in sorted(self._sources.items())},
         }
+
+
+def num_words(sample: Sample) -> int:
+    """The words of a clip's action and caption, split at blanks."""
+    return len(sample.action.text.split()) + len(sample.caption.text.split())

@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 import yaml
 
-from cookgen.dataset.card import card_text, data_files
+from cookgen.dataset.card import card_text, data_files, hub_licence
 from cookgen.dataset.statistics import Statistics
 from cookgen.records import Manifest, Sample, Shard, Split
 from pipelines.stages.shards import ShardsConfig, Step, steps_of, write_shards
@@ -126,3 +126,29 @@ def test_the_card_of_a_written_set(media: Media, tmp_path: Path) -> None:
     assert front_matter(text)["configs"] == [{"config_name": "default", "data_files": data_files(manifest.splits)}]
     assert front_matter(text)["size_categories"] == ["n<1K"]
     assert "| demo | 1 | 1 | 6 | 1.00 | 3.00 | 60 |" in text
+
+
+@pytest.mark.parametrize(
+    ("licences", "identifier"),
+    [
+        ({"CC0-1.0"}, "cc0-1.0"),
+        ({"CC0"}, "cc0-1.0"),
+        ({"Apache-2.0"}, "apache-2.0"),
+        ({"CC BY 4.0", "cc-by-4.0"}, "cc-by-4.0"),
+        ({"CC0-1.0", "CC-BY-4.0"}, "other"),
+        ({"CC0-1.0", None}, "other"),
+        ({None}, "other"),
+        ({""}, "other"),
+        ({"YouTube\nlicense: mit"}, "other"),
+        (set(), "other"),
+    ],
+)
+def test_a_licence_is_named_where_all_videos_state_it(licences: set[str | None], identifier: str) -> None:
+    assert hub_licence(licences) == identifier
+
+
+def test_names_from_hostile_sets_are_no_markup() -> None:
+    text = card_text("x\x1b[31m\n# <b>|", {"train": ONE}, Statistics())
+    assert "\x1b" not in text
+    assert "# x[31m # b\n" in text
+    assert front_matter(text)["pretty_name"] == "x\x1b[31m\n# <b>|"

@@ -28,7 +28,8 @@ from PIL import Image
 import cookgen
 from cookgen import load_split
 from cookgen.dataset import sample as sample_module
-from cookgen.errors import FormatError, InputError, UsageError
+from cookgen.dataset.frames import FrameRule
+from cookgen.errors import FormatError, InputError, UnknownNameError, UsageError
 from cookgen.records import Sample
 
 SIZE, FPS = 64, 8
@@ -465,3 +466,89 @@ def test_a_link_or_sparse_member_is_refused(copied: Path) -> None:
         tar.addfile(link)
     with pytest.raises(FormatError, match="does not belong in demo-a"):
         load_split("train", copied)[0].steps  # noqa: B018
+
+
+def test_clips_and_windows_have_known_lengths_and_names(made: Path) -> None:
+    clips = load_split("train", made, unit="clip")
+    assert len(clips) == clips.num_clips == 9
+    assert [clip.key for clip in clips] == [clips.name_of(place) for place in range(9)]
+    assert [clip.key for clip in clips] == [step.key for item in load_split("train", made) for step in item.steps]
+    assert repr(clips) == f"Split('train', '{made}': 9 clips, 9 clips)"
+    windows = load_split("train", made, unit="window", window=3)
+    assert [window.name for window in windows] == [windows.name_of(place) for place in range(len(windows))]
+    found = [(window.narrative.name, window.first, window.num_steps) for window in windows]
+    assert found == [("demo-a", 0, 3), (LONG, 0, 2), ("demo-b", 0, 3), ("demo-b", 1, 3)]
+    assert [[step.index for step in window.steps] for window in windows] == [[0, 1, 2], [0, 1], [0, 1, 2], [1, 2, 3]]
+    assert windows.num_clips == 9
+    assert (windows.num_narratives, windows[2:].num_narratives, windows[2:].num_clips) == (3, 1, 4)
+
+
+def test_a_shuffled_split_is_a_sequence_too(made: Path) -> None:
+    clips, index = load_split("train", made, unit="clip", shuffle=True, seed=5), load_split("train", made, unit="clip")
+    keys = [clip.key for clip in clips]
+    assert keys != [clip.key for clip in index]
+    assert sorted(keys) == sorted(clip.key for clip in index)
+    assert keys == [clips[place].key for place in range(9)] == [clips.name_of(place) for place in range(9)]
+    assert [clip.key for clip in clips[2:5]] == keys[2:5]
+    assert [clip.key for clip in clips.epoch(0)] == keys
+    assert [clip.key for clip in clips.epoch(1)] != keys
+    assert [clip.key for clip in clips.unshuffled()] == [clip.key for clip in index]
+    other = load_split("train", made, unit="clip", shuffle=True, seed=6)
+    assert [clip.key for clip in other] != keys
+    assert [clip.key for clip in index.epoch(3)] == [clip.key for clip in index]
+
+
+def test_select_and_map(made: Path) -> None:
+    clips = load_split("train", made, unit="clip")
+    firsts = clips.select(lambda clip: clip.index == 0)
+    assert [clip.key for clip in firsts] == ["demo-a-000", f"{LONG}-000", "demo-b-000"]
+    assert len(firsts) == firsts.num_clips == 3
+    assert [clip.key for clip in clips.select([4, 0, -1])] == [clips[4].key, clips[0].key, clips[8].key]
+    with pytest.raises(IndexError):
+        clips.select([9])
+    actions = firsts.map(lambda clip: clip.action).map(str.upper)
+    assert list(actions) == ["STIR POT 0"] * 3
+    assert actions[1] == "STIR POT 0"
+    assert len(actions.select(lambda text: text.endswith("1"))) == 0
+    shuffled = load_split("train", made, unit="clip", shuffle=True).select(lambda clip: clip.index < 2)
+    assert sorted(clip.key for clip in shuffled) == sorted(clip.key for clip in clips if clip.index < 2)
+    assert [clip.key for clip in shuffled.epoch(1)] != [clip.key for clip in shuffled.epoch(2)]
+
+
+def test_the_frame_rule_of_a_split_is_the_default_of_its_samples(made: Path) -> None:
+    step = load_split("train", made, unit="clip", frames=FrameRule(every=2, size_px=32))[0]
+    assert (step.frames() == step.frames(range(0, 9, 2), size_px=32)).all()
+    assert step.frames(every=4).shape == (3, 32, 32, 3)
+    assert step.frames(num_frames=2, size_px=SIZE).shape == (2, SIZE, SIZE, 3)
+    assert step.frames(span_s=(0.25, 0.5)).shape == (2, 32, 32, 3)
+    assert (step.frames([0]) == step.frames()[:1]).all()
+    assert load_split("train", made, unit="clip", frames=3)[0].frames().shape == (3, SIZE, SIZE, 3)
+    with pytest.raises(UsageError, match="not both"):
+        step.frames([0], every=2)
+
+
+def test_options_that_cannot_be(made: Path) -> None:
+    with pytest.raises(UnknownNameError, match="unknown unit 'clips': did you mean 'clip'"):
+        load_split("train", made, unit="clips")  # type: ignore[call-overload]
+    with pytest.raises(UsageError, match="window=0: a window has at least 1 step"):
+        load_split("train", made, unit="window", window=0)
+    with pytest.raises(UsageError, match="num_frames=0"):
+        load_split("train", made, frames=0)
+
+
+def test_a_header_that_tarfile_would_not_believe_is_not_believed(copied: Path) -> None:
+    """The quick way through plain headers sees the same as tarfile: a changed byte ends in an error, or is harmless."""
+    narrative = load_split("train", copied)[0]
+    shard = copied / narrative.row.shard
+    content = shard.read_bytes()
+    start = narrative.row.first_member_offset
+    before = [(step.members["mp4"].offset, step.action) for step in narrative.steps]
+    for place in [0, 5, 99, 100, 107, 124, 130, 135, 136, 148, 153, 155, 156, 157, 257, 265, 345, 400]:
+        changed = bytearray(content)
+        changed[start + place] ^= 0x11
+        shard.write_bytes(changed)
+        with pytest.raises(FormatError):
+            assert [
+                (step.members["mp4"].offset, step.action) for step in load_split("train", copied)[0].steps
+            ] == before
+            raise FormatError("harmless")
