@@ -144,6 +144,7 @@ class Story:
     topic: str | None = None
     first_text: str = "Slice the onion"
     captioner: str = "tags:efficientnet-lite0"
+    first_shade: int = 0  # another one for a split that is to share no clip with the others
 
     @property
     def narrative(self) -> str:
@@ -233,7 +234,7 @@ def _rows(story: Story, media: Media) -> tuple[dict[str, tuple[Record, ...]], di
     )
     clips, words, actions, captions, matches, checks, refused = [], [], [], [], [], [], []
     for index in range(story.num_clips):
-        shade = index % 3
+        shade = story.first_shade + index % 3
         has_audio = index % 3 == 1
         clip_bytes, image = mp4(shade, has_audio=has_audio), jpg(shade)
         start_s = 5.0 * index

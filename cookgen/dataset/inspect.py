@@ -21,13 +21,13 @@ from pydantic import ValidationError
 from cookgen.dataset.export import written_to
 from cookgen.dataset.location import locate
 from cookgen.dataset.narrative import Narrative
-from cookgen.dataset.sample import SUFFIXES, Step
+from cookgen.dataset.sample import Step
 from cookgen.dataset.split import load_split, read_manifest
 from cookgen.dataset.summary import sidecars
 from cookgen.dataset.tables import check_schema, read_table, table_path
 from cookgen.errors import FormatError, InputError, UnknownNameError
 from cookgen.files import write_atomic
-from cookgen.records import Check, Record, Reject, Sample, Word
+from cookgen.records import SUFFIXES, Check, Record, Reject, Sample, Word
 
 R = TypeVar("R", bound=Record)
 _WIDTH = 100

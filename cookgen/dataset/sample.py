@@ -20,10 +20,9 @@ from cookgen.dataset.frames import FrameRule
 from cookgen.dataset.location import Location
 from cookgen.dataset.sidecar import FeatureArrays, Sidecar
 from cookgen.errors import FormatError, UsageError
+from cookgen.records import SUFFIXES, Sample, faults
 from cookgen.records import Narrative as Row
-from cookgen.records import Sample
 
-SUFFIXES = ("json", "mp4", "jpg")
 _FETCH_AGAIN = "The set is damaged or was not copied whole: fetch it again"
 _BLOCK = 512  # of a tar file
 
@@ -211,9 +210,7 @@ class Step:
         try:
             sample = Sample.model_validate_json(self.read("json"))
         except ValidationError as error:
-            first = error.errors(include_url=False, include_input=False)[0]
-            where = ".".join(str(part) for part in first["loc"])
-            raise FormatError(f"{name}: {where}: {first['msg']}. {_FETCH_AGAIN}") from None
+            raise FormatError(f"{name}: {faults(error)[0]}. {_FETCH_AGAIN}") from None
         found = sample.narrative, sample.index, sample.num_steps, sample.split
         wanted = self.row.narrative, self.index, self.row.num_steps, self.row.split
         if found != wanted:

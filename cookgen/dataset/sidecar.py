@@ -20,7 +20,7 @@ from pydantic import ValidationError
 
 from cookgen.dataset.location import Location
 from cookgen.errors import FormatError, UnknownNameError
-from cookgen.records import Features, Manifest
+from cookgen.records import Features, Manifest, faults
 from cookgen.records import Narrative as Row
 
 _COMPUTE_AGAIN = "Compute it again with `cookgen features`"
@@ -47,7 +47,7 @@ class Sidecar:
         path = self.location.path(relative, sha256=self.features.sha256s[row.shard])
         name = self.location.name(relative)
         out = np.empty((num, *self.features.shape), np.float16)
-        header = _npy_header(self.features.shape)
+        header = npy_header(self.features.shape)
         try:
             spans, offsets = _index(path, path.stat().st_mtime_ns)
             start, num_steps = spans[row.narrative]
@@ -107,9 +107,7 @@ def open_sidecar(location: Location, name: str, manifest: Manifest) -> Sidecar:
     try:
         features = Features.model_validate_json(content)
     except ValidationError as error:
-        first = error.errors(include_url=False, include_input=False)[0]
-        where = ".".join(str(part) for part in first["loc"])
-        raise FormatError(f"{location.name(relative)}: {where}: {first['msg']}. {_COMPUTE_AGAIN}") from None
+        raise FormatError(f"{location.name(relative)}: {faults(error)[0]}. {_COMPUTE_AGAIN}") from None
     if features.name != name:
         raise FormatError(f"{location.name(relative)}: name {features.name!r}, its folder's is {name!r}")
     shards = {shard.path: shard.sha256 for split in manifest.splits.values() for shard in split.shards}
@@ -150,7 +148,7 @@ def _index(path: Path, mtime_ns: int) -> tuple[dict[str, tuple[int, int]], array
 
 
 @functools.cache
-def _npy_header(shape: tuple[int, ...]) -> bytes:
+def npy_header(shape: tuple[int, ...]) -> bytes:
     """What stands before the numbers in the .npy file of a float16 array in C order."""
     stream = io.BytesIO()
     np.lib.format.write_array_header_1_0(

@@ -20,7 +20,7 @@ from cookgen.dataset.sample import Reader, Step
 from cookgen.dataset.sidecar import open_sidecar
 from cookgen.dataset.tables import read_table, table_path
 from cookgen.errors import FormatError, InputError, UnknownNameError, UsageError
-from cookgen.records import FORMAT, Manifest
+from cookgen.records import FORMAT, Manifest, faults
 from cookgen.records import Narrative as Row
 
 if TYPE_CHECKING:  # torch is loaded by those who ask for it
@@ -323,5 +323,4 @@ def read_manifest(root: Location | str | os.PathLike[str]) -> Manifest:
     try:
         return Manifest.model_validate(values)
     except ValidationError as error:
-        first = error.errors(include_url=False, include_input=False)[0]
-        raise FormatError(f"{path}: {'.'.join(str(part) for part in first['loc'])}: {first['msg']}") from None
+        raise FormatError(f"{path}: {faults(error)[0]}") from None

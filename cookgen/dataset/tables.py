@@ -19,7 +19,7 @@ from pydantic import BaseModel, ValidationError
 
 from cookgen.errors import FormatError, InputError
 from cookgen.files import atomic_path
-from cookgen.records import Record
+from cookgen.records import Record, faults
 
 R = TypeVar("R", bound=Record)
 ROWS_PER_GROUP = 65_536
@@ -118,9 +118,7 @@ def read_table(path: str | Path, record: type[R]) -> Iterator[R]:
                     try:
                         yield record.model_validate(values)
                     except ValidationError as error:
-                        first = error.errors(include_url=False, include_input=False)[0]
-                        column = ".".join(str(part) for part in first["loc"])
-                        raise FormatError(f"{path}: row {number}: {column}: {first['msg']}") from None
+                        raise FormatError(f"{path}: row {number}: {faults(error)[0]}") from None
                     number += 1
     except (pa.ArrowException, OSError, ValueError, OverflowError) as error:
         raise FormatError(f"{path}: not a readable Parquet file: {' '.join(str(error).split())[:200]}") from None

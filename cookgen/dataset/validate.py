@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import os
 import re
-import stat
 from collections import Counter
 from collections.abc import Generator, Iterator
 from itertools import islice
@@ -19,9 +18,19 @@ import yaml  # type: ignore[import-untyped,unused-ignore]
 from pydantic import ValidationError
 
 from cookgen.dataset.card import data_files
+from cookgen.dataset.duplicates import SAME_VIDEO, duplicate_problems
 from cookgen.dataset.problem import Problem
+from cookgen.dataset.sidecar import feature_path
 from cookgen.dataset.tables import read_table, table_path
-from cookgen.dataset.validate_shard import Found, Rules, canonical_finding, schema_findings, shard_problems
+from cookgen.dataset.validate_features import FEATURES, feature_names, feature_problems
+from cookgen.dataset.validate_shard import (
+    CANONICAL,
+    Found,
+    Rules,
+    canonical_finding,
+    place_finding,
+    shard_problems,
+)
 from cookgen.errors import CookgenError, InputError
 from cookgen.files import digest, file_sha256, narrative_name
 from cookgen.records import (
@@ -38,6 +47,8 @@ from cookgen.records import (
     SampleVideo,
     Split,
     Video,
+    faults,
+    hashed_split,
 )
 
 MAX_PROBLEMS = 1000
@@ -47,17 +58,18 @@ _OWN_FOLDERS = {".store", ".runs"}  # the pipeline's memory and logs: not part o
 _PICKLES = {".pkl", ".pickle", ".pt", ".pth"}
 
 MANIFEST = "dataset.json follows schemas/dataset.schema.json"
-CANONICAL = "JSON is canonical: UTF-8, sorted keys, no blanks, no NaN, numbers rounded to 1e-6"
+CONFIG = "config.digest is the sha256 of the canonical JSON of config.values"
 SPLITS = "splits are named in [A-Za-z0-9_], train and val are always among them, and their numbers are sums over shards"
 SHARD_NAMES = "shards are {split}/cookgen-{split}-{number:06d}.tar, numbered from 0 without gaps"
 SHARD_FILES = "every shard that dataset.json lists is a regular file in the set"
 SHARD_BYTES = "a shard has the size and the sha256 that dataset.json lists"
 SHARD_COUNTS = "a shard holds as many narratives and clips as dataset.json lists"
-UNLISTED = "every tar file outside features/ is a shard that dataset.json lists, and there are no pickles"
+UNLISTED = "every tar file is a shard that dataset.json lists, or its sidecar in features/, and there are no pickles"
 STATISTICS = "statistics are those of the clips in the shards"
 CARD = "README.md starts with YAML front matter whose configs name every split that has shards, for load_dataset"
 TABLE = "tables/ holds one readable Parquet file a record, whose rows follow the record"
 TABLE_AGREES = "tables and shards say the same of every narrative and clip"
+HASHED = "videos of a plain folder, which has no splits of its own, are split by the hash of their narrative"
 OUTCOME = "every video is either in narratives or has exactly one video-level row in rejects"
 VIDEO_ROWS = "a video's narrative is named by FORMAT's rule, once, and its path is relative to the source's folder"
 
@@ -83,6 +95,7 @@ def _problems(out: Path) -> Iterator[Problem]:
     if manifest is None:
         return
     yield from _split_problems(manifest)
+    yield from _guarded("dataset.json", CONFIG, _config_problems(manifest))
     rules = _rules(manifest.config.values)
     found = Found()
     for name, split in sorted(manifest.splits.items()):
@@ -92,6 +105,12 @@ def _problems(out: Path) -> Iterator[Problem]:
     yield from _guarded("dataset.json", STATISTICS, _statistics_problems(manifest, found))
     yield from _guarded("README.md", CARD, _card_problems(out, manifest.splits))
     yield from _table_problems(out, found)
+    yield from _hashed_split_problems(found, rules.val_fraction)
+    shards = {shard.path: shard.sha256 for split in manifest.splits.values() for shard in split.shards}
+    for name in feature_names(out):
+        problems = feature_problems(out, name, shards, found.narratives.values())
+        yield from _guarded(feature_path(name, "features.json"), FEATURES, problems)
+    yield from _guarded(".", SAME_VIDEO, duplicate_problems(found.narratives, found.videos, found.fingerprints))
 
 
 def _guarded(where: str, rule: str, problems: Iterator[Problem]) -> Iterator[Problem]:
@@ -119,7 +138,7 @@ def _manifest_problems(out: Path) -> Generator[Problem, None, Manifest | None]:
     try:
         return Manifest.model_validate_json(content, strict=True)
     except ValidationError as error:
-        for what in schema_findings(error):
+        for what in faults(error):
             yield Problem("dataset.json", MANIFEST, what)
         return None
 
@@ -127,13 +146,23 @@ def _manifest_problems(out: Path) -> Generator[Problem, None, Manifest | None]:
 def _rules(values: dict[str, Any]) -> Rules:
     """The numbers that the set's configuration gives; the format's own where it says nothing usable."""
 
-    names = {"shards": ("min_steps",), "matches": ("max_start_diff_s", "min_iou", "sure_iou")}
+    names = {
+        "shards": ("min_steps",),
+        "matches": ("max_start_diff_s", "min_iou", "sure_iou"),
+        "videos": ("val_fraction",),
+    }
     given: dict[str, float] = {}
     for part in names:
         group = values.get(part)
         if isinstance(group, dict):
             given |= {name: group[name] for name in names[part] if type(group.get(name)) in (int, float)}
     return Rules(**given)
+
+
+def _config_problems(manifest: Manifest) -> Iterator[Problem]:
+    found = digest(manifest.config.values)
+    if found != manifest.config.digest:
+        yield Problem("dataset.json", CONFIG, f"digest {manifest.config.digest}, the values have {found}")
 
 
 def _split_problems(manifest: Manifest) -> Iterator[Problem]:
@@ -158,19 +187,10 @@ def _split_problems(manifest: Manifest) -> Iterator[Problem]:
 def _shard_file_problems(
     out: Path, split: str, path: str, listed: dict[str, Any], rules: Rules, found: Found
 ) -> Iterator[Problem]:
-    place = PurePosixPath(path)
-    if place.is_absolute() or ".." in place.parts or "\\" in path or "\0" in path:
-        yield Problem(path, SHARD_FILES, "a path that leaves the set's folder; it is not opened")
+    if (what := place_finding(out, path)) is not None:
+        yield Problem(path, SHARD_FILES, what)
         return
-    file = out / place
-    try:
-        is_own = stat.S_ISREG(file.lstat().st_mode) and file.resolve().is_relative_to(out.resolve())
-    except (OSError, ValueError, RuntimeError):
-        yield Problem(path, SHARD_FILES, "missing")
-        return
-    if not is_own:
-        yield Problem(path, SHARD_FILES, "a link or no regular file; it is not opened")
-        return
+    file = out / path
     before = len(found.narratives), found.num_clips
     yield from _guarded(path, SHARD_BYTES, _digest_problems(file, path, listed))
     yield from _guarded(path, SHARD_BYTES, shard_problems(file, path, split, rules, found))
@@ -194,15 +214,27 @@ def _digest_problems(file: Path, path: str, listed: dict[str, Any]) -> Iterator[
 
 def _unlisted_problems(out: Path, manifest: Manifest) -> Iterator[Problem]:
     listed = {shard.path for split in manifest.splits.values() for shard in split.shards}
+    listed |= {feature_path(name, path) for name in feature_names(out) for path in listed}
     for folder, folders, files in os.walk(out):
         inside = Path(folder).relative_to(out)
-        folders[:] = sorted(name for name in folders if not (inside == Path() and name in _OWN_FOLDERS))
+        if inside == Path():
+            folders[:] = sorted(set(folders) - _OWN_FOLDERS)
+        elif inside == Path("features"):
+            folders[:] = feature_names(out)
         for name in sorted(files):
             path = (inside / name).as_posix()
             suffix = Path(name).suffix.lower()
-            is_feature = inside.parts[:1] == ("features",)
-            if suffix in _PICKLES or (suffix == ".tar" and path not in listed and not is_feature):
+            if suffix in _PICKLES or (suffix == ".tar" and path not in listed):
                 yield Problem(path, UNLISTED, "a file that does not belong here")
+
+
+def _hashed_split_problems(found: Found, val_fraction: float) -> Iterator[Problem]:
+    """Source: FORMAT, "Splits and packing". What splits other sources have is not known from the set."""
+    for name, video in found.videos.items():
+        if video.source == "folder":
+            right, split = hashed_split(name, val_fraction), found.narratives[name].split
+            if split != right:
+                yield Problem(f"{found.narratives[name].shard}: {name}", HASHED, f"in {split!r}, by the hash {right!r}")
 
 
 def _statistics_problems(manifest: Manifest, found: Found) -> Iterator[Problem]:

@@ -4,23 +4,24 @@ from __future__ import annotations
 
 import json
 import re
+import stat
 import tarfile
 from collections.abc import Generator, Iterator
 from dataclasses import dataclass, field
 from itertools import groupby, pairwise
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 from typing import IO, Any, NoReturn
 
 from pydantic import ValidationError
 
+from cookgen.dataset.duplicates import Fingerprint, fingerprint
 from cookgen.dataset.problem import Problem
 from cookgen.dataset.statistics import Statistics
 from cookgen.dataset.validate_media import Window, clip_findings, keyframe_findings
 from cookgen.files import canonical_json, digest
 from cookgen.matching import MAX_START_DIFF_S, MIN_IOU, SURE_IOU, overlap, rule_of
-from cookgen.records import Narrative, Sample, SampleVideo
+from cookgen.records import SUFFIXES, Narrative, Sample, SampleVideo, faults
 
-SUFFIXES = ("json", "mp4", "jpg")
 MAX_JSON_BYTES = 2**20
 _MAX_READ = 2**20  # of a tar header: a pax header may claim any size
 _NAME = re.compile(r"(?P<narrative>[A-Za-z0-9_-]{1,128})-(?P<index>[0-9]{3,})\.(?P<suffix>json|mp4|jpg)")
@@ -36,6 +37,7 @@ NUM_STEPS = "num_steps is the number of the narrative's clips"
 MIN_STEPS = "a narrative has at least shards.min_steps clips"
 RISING = "a narrative's clips stand in time order"
 WHOLE = "a narrative stands in one shard of one split, once"
+SORTED = "a shard's narratives are sorted by name"
 CANONICAL = "JSON is canonical: UTF-8, sorted keys, no blanks, no NaN, numbers rounded to 1e-6"
 SCHEMA = "a clip's JSON follows schemas/sample.schema.json"
 AGREES = "a clip's JSON agrees with the member that it is in, and with the other clips of its narrative"
@@ -52,6 +54,7 @@ class Rules:
     max_start_diff_s: float = MAX_START_DIFF_S
     min_iou: float = MIN_IOU
     sure_iou: float = SURE_IOU
+    val_fraction: float = 0.03
 
 
 @dataclass
@@ -60,6 +63,7 @@ class Found:
 
     narratives: dict[str, Narrative] = field(default_factory=dict)
     videos: dict[str, SampleVideo] = field(default_factory=dict)
+    fingerprints: list[Fingerprint] = field(default_factory=list)  # of the clips with a readable keyframe
     # table -> {(narrative, digest of the values that sample and row share)}
     steps: dict[str, set[tuple[str, str]]] = field(default_factory=dict)
     num_clips: int = 0  # with and without readable JSON
@@ -114,6 +118,19 @@ class _BoundedReads:
         return self._stream.read(size)
 
 
+def place_finding(out: Path, path: str) -> str | None:
+    """Why the file at `path` in the set `out` is not opened; None for a regular file inside of the set."""
+    place = PurePosixPath(path)
+    if place.is_absolute() or ".." in place.parts or "\\" in path or "\0" in path:
+        return "a path that leaves the set's folder; it is not opened"
+    try:
+        file = out / place
+        is_own = stat.S_ISREG(file.lstat().st_mode) and file.resolve().is_relative_to(out.resolve())
+    except (OSError, ValueError, RuntimeError):
+        return "missing"
+    return None if is_own else "a link or no regular file; it is not opened"
+
+
 def shard_problems(path: Path, shard: str, split: str, rules: Rules, found: Found) -> Iterator[Problem]:
     """What is wrong inside the tar file `path`, which the set calls `shard`; what it holds goes into `found`."""
     problems: list[Problem] = []  # of the tar layer, passed on as soon as the layer above has taken a member
@@ -128,6 +145,20 @@ def shard_problems(path: Path, shard: str, split: str, rules: Rules, found: Foun
 
 
 def _members(path: Path, shard: str, problems: list[Problem]) -> Iterator[_Member]:
+    for member in tar_members(path, shard, problems):
+        name = _NAME.fullmatch(member.name)
+        if name is None or f"{int(name['index']):03d}" != name["index"]:
+            problems.append(Problem(f"{shard}: {member.name}", NAMES, f"member {member.name!r}"))
+            continue
+        yield _Member(**name.groupdict(), offset=member.offset, start=member.offset_data, size=member.size)
+
+
+def tar_members(path: Path, shard: str, problems: list[Problem]) -> Iterator[tarfile.TarInfo]:
+    """The regular members of the tar file `path`, which the set calls `shard`, in constant memory.
+
+    What is wrong with the file itself and with its members' metadata goes into `problems`.
+    """
+
     def wrong(where: str, rule: str, what: str) -> None:
         problems.append(Problem(f"{shard}: {where}" if where else shard, rule, what))
 
@@ -156,11 +187,7 @@ def _members(path: Path, shard: str, problems: list[Problem]) -> Iterator[_Membe
                 odd = {name: value for name, value in metadata.items() if value != expected[name]}
                 if odd:
                     wrong(member.name, METADATA, ", ".join(f"{name} {value!r}" for name, value in odd.items()))
-                name = _NAME.fullmatch(member.name)
-                if name is None or f"{int(name['index']):03d}" != name["index"]:
-                    wrong(member.name, NAMES, f"member {member.name!r}")
-                    continue
-                yield _Member(**name.groupdict(), offset=member.offset, start=member.offset_data, size=member.size)
+                yield member
             end = tar.offset
         if num_bytes - end < 1024 or not _is_zero(path, end):
             wrong("", TAR, f"after byte {end} there is something else than the end of the archive")
@@ -189,6 +216,9 @@ def _narrative_problems(
     if narrative in found.narratives:
         yield Problem(f"{shard}: {narrative}", WHOLE, f"it also stands in {found.narratives[narrative].shard}")
         return
+    before_it = next(reversed(found.narratives.values()), None)
+    if before_it is not None and before_it.shard == shard and before_it.narrative > narrative:
+        yield Problem(f"{shard}: {narrative}", SORTED, f"it stands after {before_it.narrative}")
     found.narratives[narrative] = Narrative(
         narrative=narrative,
         split=split,
@@ -227,8 +257,12 @@ def _narrative_problems(
             for rule, what in clip_findings(window, member.size, sample.clip):
                 yield Problem(f"{where}.mp4", rule, what)
         if member := by_suffix.get("jpg"):
-            for rule, what in keyframe_findings(Window(stream, member.start, member.size), sample.clip):
+            findings = list(keyframe_findings(Window(stream, member.start, member.size), sample.clip))
+            for rule, what in findings:
                 yield Problem(f"{where}.jpg", rule, what)
+            if not findings:
+                window = Window(stream, member.start, member.size)
+                found.fingerprints.append(fingerprint(narrative, sample.clip.sha256, window))
     if before is not None:
         found.videos[narrative] = before.video
 
@@ -245,7 +279,7 @@ def _sample_problems(stream: IO[bytes], where: str, member: _Member) -> Generato
     try:
         return Sample.model_validate_json(content, strict=True)
     except ValidationError as error:
-        for what in schema_findings(error):
+        for what in faults(error):
             yield Problem(where, SCHEMA, what)
         return None
 
@@ -263,15 +297,6 @@ def canonical_finding(content: bytes) -> str | None:
     except (ValueError, RecursionError, OverflowError) as error:
         return f"not JSON: {type(error).__name__}: {error}"
     return None
-
-
-def schema_findings(error: ValidationError) -> list[str]:
-    """One line for each field that breaks its record, at most ten."""
-    lines = []
-    for item in error.errors(include_url=False, include_context=False)[:10]:
-        place = ".".join(str(part) for part in item["loc"]) or "the document"
-        lines.append(f"{place}: {item['msg']}, found {str(item['input'])[:80]!r}")
-    return lines
 
 
 def _agreement(

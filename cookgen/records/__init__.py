@@ -8,6 +8,7 @@ from cookgen.records.features import Features
 from cookgen.records.manifest import ConfigStamp, Manifest, Shard, Split
 from cookgen.records.match import Match
 from cookgen.records.narrative import (
+    SUFFIXES,
     Lineage,
     Narrative,
     Sample,
@@ -18,15 +19,16 @@ from cookgen.records.narrative import (
     SampleMatch,
     SampleVideo,
 )
-from cookgen.records.record import FORMAT, Record
+from cookgen.records.record import FORMAT, Record, faults
 from cookgen.records.reject import Reason, Reject
 from cookgen.records.speech import Word
-from cookgen.records.video import Segment, SourceVideo, Video
+from cookgen.records.video import Segment, SourceVideo, Video, hashed_split
 
 TABLES: tuple[type[Record], ...] = (Video, Clip, Word, Action, Caption, Match, Check, Reject, Narrative)
 
 __all__ = [
     "FORMAT",
+    "SUFFIXES",
     "TABLES",
     "Action",
     "Caption",
@@ -54,4 +56,6 @@ __all__ = [
     "Split",
     "Video",
     "Word",
+    "faults",
+    "hashed_split",
 ]

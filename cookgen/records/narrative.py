@@ -8,6 +8,8 @@ from pydantic import Field, NonNegativeFloat, NonNegativeInt, PositiveFloat, Pos
 
 from cookgen.records.record import Record
 
+SUFFIXES = ("json", "mp4", "jpg")  # a clip's members in a shard, in their order
+
 
 class Narrative(Record):
     """Where a narrative lies: the loader's index. Offsets and sizes in bytes of the shard's tar file."""

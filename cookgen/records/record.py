@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any, ClassVar, Literal
 
-from pydantic import BaseModel, ConfigDict
+from pydantic import BaseModel, ConfigDict, ValidationError
 
 from cookgen.files import digest
 
@@ -32,3 +32,12 @@ class Record(BaseModel):
     def content_digest(self) -> str:
         """sha256 over all fields but the descriptive ones."""
         return digest(self.model_dump(mode="json", exclude=set(self.DESCRIPTIVE)))
+
+
+def faults(error: ValidationError) -> list[str]:
+    """One line for each field that breaks its record, at most ten."""
+    lines = []
+    for item in error.errors(include_url=False, include_context=False)[:10]:
+        place = ".".join(str(part) for part in item["loc"]) or "the document"
+        lines.append(f"{place}: {item['msg']}, found {str(item['input'])[:80]!r}")
+    return lines

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import hashlib
 from typing import ClassVar, Literal
 
 from pydantic import Field, NonNegativeInt, PositiveFloat, PositiveInt
 
-from cookgen.records.record import Record
+from cookgen.records.record import FORMAT, Record
 
 
 class Segment(Record):
@@ -84,3 +85,12 @@ class Video(Record):
     segments: tuple[Segment, ...] = ()
     subtitles: str | None = None
     subtitles_sha256: str | None = None
+
+
+def hashed_split(narrative: str, val_fraction: float) -> str:
+    """The split of a video whose source has none: by a hash of its name, so that adding videos moves none.
+
+    Source: FORMAT, "Splits and packing".
+    """
+    position = int(hashlib.sha256(f"{FORMAT}:{narrative}".encode()).hexdigest()[:8], 16) / 2**32
+    return "val" if position < val_fraction else "train"

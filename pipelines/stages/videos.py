@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import hashlib
 import stat
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -15,7 +14,7 @@ import av
 from av.container import InputContainer
 
 from cookgen.files import file_sha256
-from cookgen.records import FORMAT, Reason, Reject, SourceVideo, Video
+from cookgen.records import Reason, Reject, SourceVideo, Video, hashed_split
 from pipelines.probe import MAX_DENOMINATOR, Demuxed, demux, open_container, overrun
 from pipelines.stage import Needs, Places, Stage
 
@@ -68,15 +67,6 @@ def probe_video(source: SourceVideo, *, config: VideosConfig, tool: Places) -> I
         )
 
 
-def split_of(narrative: str, val_fraction: float) -> str:
-    """The split of a video whose source has none: by a hash of its name, so that adding videos moves none.
-
-    Source: FORMAT, "Splits and packing".
-    """
-    position = int(hashlib.sha256(f"{FORMAT}:{narrative}".encode()).hexdigest()[:8], 16) / 2**32
-    return "val" if position < val_fraction else "train"
-
-
 def _probe(source: SourceVideo, config: VideosConfig, path: Path) -> Video:
     num_bytes = _size_of(path)
     try:
@@ -127,7 +117,7 @@ def _probe(source: SourceVideo, config: VideosConfig, path: Path) -> Video:
         video_stream=video_index,
         audio_stream=audio_index,
         has_audio=audio_index is not None,
-        split=source.split or split_of(source.narrative, config.val_fraction),
+        split=source.split or hashed_split(source.narrative, config.val_fraction),
         url=source.url,
         title=source.title,
         topic=source.topic,

@@ -13,18 +13,22 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
+from PIL import Image
 
+from cookgen.dataset import duplicates as duplicate_rules
 from cookgen.dataset import validate as rules
+from cookgen.dataset import validate_features as feature_rules
 from cookgen.dataset import validate_media as media_rules
 from cookgen.dataset import validate_shard as shard_rules
 from cookgen.dataset.problem import Problem
 from cookgen.dataset.tables import read_table, table_path, write_table
 from cookgen.dataset.validate import MAX_PROBLEMS, validate
 from cookgen.errors import InputError
-from cookgen.files import canonical_json, file_sha256
+from cookgen.files import canonical_json, digest, file_sha256
 from cookgen.records import (
     TABLES,
     Action,
@@ -36,14 +40,14 @@ from cookgen.records import (
     Record,
     Reject,
     Video,
+    hashed_split,
 )
-from pipelines.stages.shards import ShardsConfig, write_shards
-from tests.shardset import STAGES, Media, RunConfig, Story, jpg, make_states, mp4, sha256
+from tests.shardset import Story, add_features, jpg, make_set, mp4, sha256
 
 STORIES = (
     Story("a", num_clips=3),
     Story("b", num_clips=2, manual=True),
-    Story("c", num_clips=2, split="val"),
+    Story("c", num_clips=2, split="val", first_shade=3),
     Story("gone", stops_at="clips"),
 )
 TRAIN = "train/cookgen-train-000000.tar"
@@ -53,19 +57,7 @@ Content = list[tuple[tarfile.TarInfo, bytes]]
 
 @pytest.fixture(scope="module")
 def good(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    media = Media(tmp_path_factory.mktemp("media"))
-    out = tmp_path_factory.mktemp("good") / "set"
-    config = ShardsConfig()
-    write_shards(
-        make_states(STORIES, media),
-        [],
-        config=config,
-        run_config=RunConfig(config),
-        places=media.places,
-        out=out,
-        stages=STAGES,
-    )
-    return out
+    return make_set(tmp_path_factory.mktemp("good") / "set", STORIES)
 
 
 @dataclass
@@ -150,11 +142,36 @@ class Bench:
 
         self.edit_members(apply, shard)
 
-    def replace(self, name: str, content: bytes) -> None:
+    def replace(self, name: str, content: bytes, shard: str = TRAIN) -> None:
         def apply(members: Content) -> Content:
             return [(member, content if member.name == name else old) for member, old in members]
 
-        self.edit_members(apply)
+        self.edit_members(apply, shard)
+
+    def replace_clip(self, content: bytes, key: str = "demo-a-000", shard: str = TRAIN, **changes: Any) -> None:
+        """Another MP4, with the sha256 that it has."""
+        changes = {"sha256": sha256(content), **changes}
+        narrative, _, index = key.rpartition("-")
+        self.replace(f"{key}.mp4", content, shard)
+        self.edit_json(lambda values: values["clip"].update(changes), key, shard)
+        self.edit_rows(
+            Clip,
+            lambda row: (
+                row.model_copy(update=changes) if (row.narrative, row.clip_index) == (narrative, int(index)) else row
+            ),
+        )
+
+    def configure(self, values: Any) -> None:
+        """Another configuration, with the digest that it has."""
+        self.edit_manifest(lambda manifest: manifest.update(config={"digest": digest(values), "values": values}))
+
+    def edit_video(self, name: str, shard: str, **changes: Any) -> None:
+        """Another source video, in the samples and in the table."""
+        for member, _ in self.members(shard):
+            key, _, suffix = member.name.partition(".")
+            if suffix == "json" and key.startswith(f"{name}-"):
+                self.edit_json(lambda values: values["video"].update(changes), key, shard)
+        self.edit_rows(Video, lambda row: row.model_copy(update=changes) if row.narrative == name else row)
 
     # ---- tables
 
@@ -204,14 +221,14 @@ def test_what_is_no_set_is_an_input_error(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("content", "rule"),
     [
-        (b"", rules.CANONICAL),
-        (b"\xff\xfe", rules.CANONICAL),
-        (b"[" * 100_000, rules.CANONICAL),
-        (b'{"format": NaN}', rules.CANONICAL),
+        (b"", shard_rules.CANONICAL),
+        (b"\xff\xfe", shard_rules.CANONICAL),
+        (b"[" * 100_000, shard_rules.CANONICAL),
+        (b'{"format": NaN}', shard_rules.CANONICAL),
         (b"null", rules.MANIFEST),
         (b'{"format":"cookgen/2"}', rules.MANIFEST),
-        (pickle.dumps({"format": "cookgen/1"}), rules.CANONICAL),
-        (b'{"format":' + b"9" * 10_000 + b"}", rules.CANONICAL),
+        (pickle.dumps({"format": "cookgen/1"}), shard_rules.CANONICAL),
+        (b'{"format":' + b"9" * 10_000 + b"}", shard_rules.CANONICAL),
     ],
 )
 def test_a_broken_manifest(bench: Bench, content: bytes, rule: str) -> None:
@@ -241,6 +258,8 @@ def test_a_manifest_larger_than_any_real_one_is_not_read(bench: Bench) -> None:
         (lambda values: values["splits"]["train"]["shards"][0].update(num_narratives=1), rules.SHARD_COUNTS),
         (lambda values: values["statistics"]["total"].update(num_clips=99), rules.STATISTICS),
         (lambda values: values["statistics"]["sources"]["demo"].update(mean_clip_s=2.0), rules.STATISTICS),
+        (lambda values: values["config"]["values"].update(engine="other"), rules.CONFIG),
+        (lambda values: values["config"].update(digest="0" * 64), rules.CONFIG),
         (lambda values: values["splits"].pop("val"), rules.SPLITS),
         (lambda values: values["splits"].update({"a b": values["splits"]["val"]}), rules.SPLITS),
     ],
@@ -252,7 +271,7 @@ def test_a_manifest_that_says_what_is_not_so(bench: Bench, edit: Callable[[dict[
 
 def test_a_manifest_in_another_spelling(bench: Bench) -> None:
     (bench.out / "dataset.json").write_text(json.dumps(bench.manifest(), indent=1))
-    assert bench.rules() == {rules.CANONICAL}
+    assert bench.rules() == {shard_rules.CANONICAL}
 
 
 @pytest.mark.parametrize("path", ["../outside.tar", "/etc/passwd", "train/../../outside.tar", "a\0b.tar", "C:\\x.tar"])
@@ -298,7 +317,8 @@ def test_shards_numbered_with_a_gap(bench: Bench) -> None:
 
 
 @pytest.mark.parametrize(
-    "name", ["train/cookgen-train-000001.tar", "old.tar", "deep/er/x.TAR", "tables/index.pkl", "m.pt"]
+    "name",
+    ["train/cookgen-train-000001.tar", "old.tar", "deep/er/x.TAR", "tables/index.pkl", "m.pt", "features/x.tar"],
 )
 def test_files_that_do_not_belong_here(bench: Bench, name: str) -> None:
     path = bench.out / name
@@ -308,7 +328,7 @@ def test_files_that_do_not_belong_here(bench: Bench, name: str) -> None:
 
 
 @pytest.mark.parametrize(
-    "name", ["features/x/train/cookgen-train-000000.tar", ".store/x.tar", ".runs/y.pkl", "n/o.txt"]
+    "name", ["features/.x.partial/train/cookgen-train-000000.tar", ".store/x.tar", ".runs/y.pkl", "n/o.txt"]
 )
 def test_files_that_may_be_here(bench: Bench, name: str) -> None:
     path = bench.out / name
@@ -563,34 +583,23 @@ def test_json_larger_than_any_real_one_is_not_read(bench: Bench) -> None:
 
 
 def test_the_configuration_says_what_the_smallest_narrative_and_the_thresholds_are(bench: Bench) -> None:
-    bench.edit_manifest(put("config.values.shards", {"min_steps": 3}))
+    bench.configure({"shards": {"min_steps": 3}})
     found = bench.problems()
     assert {problem.rule for problem in found} == {shard_rules.MIN_STEPS}
     assert {problem.where for problem in found} == {f"{TRAIN}: demo-b", f"{VAL}: demo-c"}
-    bench.edit_manifest(put("config.values", {"shards": {"min_steps": 2}, "matches": {"sure_iou": 0.7}}))
+    bench.configure({"shards": {"min_steps": 2}, "matches": {"sure_iou": 0.7}})
     assert bench.rules() == {shard_rules.MATCH}
-    bench.edit_manifest(put("config.values", {"shards": "?", "matches": {"sure_iou": "high", "min_iou": None}}))
+    bench.configure({"shards": "?", "matches": {"sure_iou": "high", "min_iou": None}})
     assert bench.problems() == []
 
 
 # ---- media
 
 
-def replace_clip(bench: Bench, content: bytes, **changes: Any) -> None:
-    """Another MP4 for demo-a-000, with the sha256 that it has."""
-    changes = {"sha256": sha256(content), **changes}
-    bench.replace("demo-a-000.mp4", content)
-    bench.edit_json(lambda values: values["clip"].update(changes), key="demo-a-000")
-    bench.edit_rows(
-        Clip,
-        lambda row: row.model_copy(update=changes) if (row.narrative, row.clip_index) == ("demo-a", 0) else row,
-    )
-
-
 def test_another_good_clip_is_no_problem(bench: Bench) -> None:
-    replace_clip(bench, mp4(2))
+    bench.replace_clip(mp4(2))
     assert bench.problems() == []
-    replace_clip(bench, mp4(2, has_audio=True), has_audio=True)
+    bench.replace_clip(mp4(2, has_audio=True), has_audio=True)
     assert bench.problems() == []
 
 
@@ -618,7 +627,7 @@ def test_another_good_clip_is_no_problem(bench: Bench) -> None:
     ],
 )
 def test_clips(bench: Bench, content: Callable[[], bytes], changes: dict[str, Any], rule: str) -> None:
-    replace_clip(bench, content(), **changes)
+    bench.replace_clip(content(), **changes)
     found = bench.problems()
     assert rule in {problem.rule for problem in found}
     assert {problem.where for problem in found} == {f"{TRAIN}: demo-a-000.mp4"}
@@ -788,6 +797,106 @@ def test_a_clash_of_names_takes_the_digest_of_the_path(bench: Bench) -> None:
     add(row)(bench)
     add(refusal(name))(bench)
     assert bench.problems() == []
+
+
+# ---- splits and packing
+
+
+def test_narratives_of_a_shard_in_another_order(bench: Bench) -> None:
+    bench.edit_members(lambda members: members[9:] + members[:9])
+    found = bench.problems()
+    assert [(p.rule, p.where) for p in found] == [(shard_rules.SORTED, f"{TRAIN}: demo-a")]
+
+
+def test_a_plain_folders_videos_are_split_by_hash(tmp_path: Path) -> None:
+    names = [f"v{number}" for number in range(40)]
+    right = {name: hashed_split(f"folder-{name}", 0.03) for name in names}
+    val = next(name for name in names if right[name] == "val")
+    train = next(name for name in names if right[name] == "train")
+    stories = [
+        Story(name, num_clips=2, source="folder", split=right[name], first_shade=3 * (name == val))
+        for name in (val, train)
+    ]
+    bench = Bench(make_set(tmp_path / "good", stories))
+    assert bench.problems() == []
+    bench.configure({"videos": {"val_fraction": 1.0}})
+    assert [(p.rule, p.where) for p in bench.problems()] == [(rules.HASHED, f"{TRAIN}: folder-{train}")]
+    bench.configure({"videos": {"val_fraction": 0}})
+    assert [(p.rule, p.where) for p in bench.problems()] == [(rules.HASHED, f"{VAL}: folder-{val}")]
+
+
+# ---- duplicates
+
+
+def picture(seed: int, *, quality: int = 90, side: int = 64) -> bytes:
+    """A JPEG of bright and dark spots, others for each seed."""
+    spots = np.random.default_rng(seed).integers(0, 256, (8, 8), np.uint8)
+    buffer = io.BytesIO()
+    Image.fromarray(spots).resize((128, 128)).resize((side, side)).convert("RGB").save(buffer, "JPEG", quality=quality)
+    return buffer.getvalue()
+
+
+def assert_only(bench: Bench, rule: str, where: str = f"{VAL}: demo-c", *, is_warning: bool = False) -> None:
+    found = [(problem.rule, problem.where, problem.is_warning) for problem in bench.problems()]
+    assert found == [(rule, where, is_warning)]
+
+
+def test_a_source_video_in_two_splits(bench: Bench) -> None:
+    bench.edit_video("demo-a", TRAIN, sha256="1" * 64)
+    bench.edit_video("demo-b", TRAIN, sha256="1" * 64)
+    assert bench.problems() == []
+    bench.edit_video("demo-c", VAL, sha256="1" * 64)
+    assert_only(bench, duplicate_rules.SAME_VIDEO)
+
+
+def test_a_clip_in_two_splits(bench: Bench) -> None:
+    bench.replace_clip(bench.members(TRAIN)[1][1], "demo-c-000", VAL)
+    assert_only(bench, duplicate_rules.SAME_CLIP)
+
+
+def test_a_keyframe_in_two_splits(bench: Bench) -> None:
+    for name in ("demo-a-000", "demo-a-001"):
+        bench.replace(f"{name}.jpg", picture(0))
+    assert bench.problems() == []
+    bench.replace("demo-c-000.jpg", picture(0), VAL)
+    assert_only(bench, duplicate_rules.SAME_KEYFRAME)
+
+
+def test_narratives_that_look_alike(bench: Bench) -> None:
+    for index in range(2):
+        bench.replace(f"demo-a-{index:03d}.jpg", picture(index))
+        bench.replace(f"demo-b-{1 - index:03d}.jpg", picture(index, quality=30))
+        bench.replace(f"demo-c-{index:03d}.jpg", picture(5 + index), VAL)
+    assert_only(bench, duplicate_rules.NEAR_WITHIN, f"{TRAIN}: demo-b", is_warning=True)
+    bench.replace("demo-b-000.jpg", picture(7))
+    bench.replace("demo-b-001.jpg", picture(8))
+    assert bench.problems() == []
+    bench.replace("demo-c-001.jpg", picture(1, quality=30), VAL)
+    assert bench.problems() == []  # a single pair is no evidence
+    bench.replace("demo-c-000.jpg", picture(0, quality=30), VAL)
+    assert_only(bench, duplicate_rules.NEAR)
+
+
+# ---- features
+
+
+def test_features_of_the_set(bench: Bench) -> None:
+    folder = add_features(bench.out, "clip", (2, 3))
+    add_features(bench.out, "text", ())
+    assert bench.problems() == []
+    (bench.out / "features" / ".next.partial" / "train").mkdir(parents=True)
+    (bench.out / "features" / ".next.partial" / "train" / "x.tar").write_bytes(b"half")
+    assert bench.problems() == []
+    left_over = folder / "train" / "cookgen-train-000001.tar"
+    left_over.write_bytes(b"")
+    assert_only(bench, rules.UNLISTED, left_over.relative_to(bench.out).as_posix())
+    left_over.unlink()
+    bench.replace("demo-c-000.jpg", picture(0), VAL)  # another shard than the one that they were computed from
+    found = bench.problems()
+    assert [(p.rule, p.where) for p in found] == [
+        (feature_rules.FRESH, f"features/{name}/features.json") for name in ("clip", "text")
+    ]
+    assert all("run cookgen features again" in problem.found for problem in found)
 
 
 # ---- as a whole

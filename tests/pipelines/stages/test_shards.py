@@ -45,7 +45,7 @@ MIXED = (
     Story("by-hand", num_clips=2, manual=True),
     Story("odd_ends", num_clips=5, lonely_clips=frozenset({1}), lonely_actions=frozenset({3})),
     Story("mute", num_clips=4, without_caption=frozenset({0})),
-    Story("held-out", split="val"),
+    Story("held-out", split="val", first_shade=3),
     Story("short", num_clips=1),
     Story("mute-short", num_clips=2, without_caption=frozenset({1})),
     Story("broken", stops_at="videos", stop_reason=Reason.DECODE_ERROR),

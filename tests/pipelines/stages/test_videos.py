@@ -14,11 +14,11 @@ from hypothesis import given
 from hypothesis import strategies as st
 from PIL import Image
 
-from cookgen.records import Reason, Reject, SourceVideo, Video
+from cookgen.records import Reason, Reject, SourceVideo, Video, hashed_split
 from pipelines.ffmpeg import ffmpeg_exe, file_url
 from pipelines.probe import boxes, overrun
 from pipelines.stage import Places
-from pipelines.stages.videos import VideosConfig, probe_video, split_of
+from pipelines.stages.videos import VideosConfig, probe_video
 
 PICTURE = ["-f", "lavfi", "-i", "testsrc2=s=320x240:r=30:d=6"]
 SOUND = ["-f", "lavfi", "-i", "sine=f=440:r=44100:d=6"]
@@ -264,12 +264,12 @@ def test_no_cut_or_flipped_byte_of_a_header_is_an_exception(plain: Path, tmp_pat
 
 def test_the_split_is_the_sources_own_or_the_hash(plain: Path) -> None:
     digest = hashlib.sha256(b"cookgen/1:test-x").hexdigest()
-    assert split_of("test-x", 0.03) == ("val" if int(digest[:8], 16) / 2**32 < 0.03 else "train")
-    assert video_of(plain).split == split_of("test-x", 0.03)
+    assert hashed_split("test-x", 0.03) == ("val" if int(digest[:8], 16) / 2**32 < 0.03 else "train")
+    assert video_of(plain).split == hashed_split("test-x", 0.03)
     assert video_of(plain, split="testing").split == "testing"
-    share = sum(split_of(f"n-{n}", 0.03) == "val" for n in range(5000)) / 5000
+    share = sum(hashed_split(f"n-{n}", 0.03) == "val" for n in range(5000)) / 5000
     assert 0.02 < share < 0.04
-    assert split_of("n", 0.0) == "train" and split_of("n", 1.0) == "val"
+    assert hashed_split("n", 0.0) == "train" and hashed_split("n", 1.0) == "val"
 
 
 def test_every_real_video_is_usable(data: Path) -> None:
