@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 from PIL import Image
 from pydantic import ValidationError
 
-from cookgen.dataset.decode import read_frames
+from cookgen.dataset.decode import read_audio, read_frames
 from cookgen.dataset.frames import FrameRule
 from cookgen.dataset.location import Location
 from cookgen.dataset.sidecar import FeatureArrays, Sidecar
@@ -173,8 +173,6 @@ class Step:
         rate_hz: resampled to this rate; None keeps the file's 48 kHz. span_s: [start, end) in seconds of the clip.
         Raises FormatError where the clip is damaged or missing.
         """
-        from cookgen.dataset.decode import read_audio
-
         start_s, end_s = span_s or (0.0, None)
         try:
             return read_audio(self.mp4, rate_hz=rate_hz, start_s=start_s, end_s=end_s)

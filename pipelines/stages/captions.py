@@ -108,7 +108,7 @@ def caption_clips(clips: tuple[Clip, ...], *, config: CaptionsConfig, tool: Tool
     """A caption for each clip, in the order given; a clip of which the model says nothing is a reject."""
     for clip in clips:
         path = tool.places.medium(clip.sha256, ".mp4")
-        frames_THWC = read_frames(path, frame_numbers(clip.num_frames, config.num_frames))
+        frames_THWC = read_frames(path, frame_numbers(clip.num_frames, config.num_frames), num_threads=1)
         text = tidy(tool.captioner.caption(frames_THWC, key=f"{clip.narrative}-{clip.clip_index:03d}"))
         if text:
             yield Caption(narrative=clip.narrative, clip_index=clip.clip_index, text=text, origin=tool.captioner.origin)

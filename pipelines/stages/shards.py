@@ -57,7 +57,7 @@ from cookgen.records import (
 from pipelines.stage import Places, Stage, VideoState
 
 NAME = "shards"
-VERSION = 1
+VERSION = 2  # 2: the card names a licence of the Hub
 SPLITS = ("train", "val")  # always listed, also when empty
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import io
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -19,6 +20,7 @@ import pyarrow.parquet as pq
 import pytest
 
 from cookgen import load_split
+from cookgen.cli import main as cookgen_command
 from cookgen.dataset.validate import validate
 
 Run = Callable[..., Any]
@@ -177,3 +179,43 @@ def test_tars_are_plain(demo: Path) -> None:
                 assert content is not None
                 if member.name.endswith(".json"):
                     assert json.load(io.BytesIO(content.read()))["format"] == "cookgen/1"
+
+
+STREAMED = """
+import json, sys, datasets
+loaded = datasets.load_dataset(sys.argv[1], cache_dir=sys.argv[2], streaming=True)
+keys = {n: [r["__key__"] for r in s.cast_column("mp4", datasets.Video(decode=False))] for n, s in loaded.items()}
+print(json.dumps(keys))
+"""
+
+
+def test_features_of_the_demo_are_joined_and_everyone_still_reads_it(demo: Path, tmp_path: Path) -> None:
+    out = Path(shutil.copytree(demo, tmp_path / "set"))
+    assert cookgen_command(["features", str(out), "--encoder", "conse"]) == 0
+    assert validate(out) == []
+    keys: dict[str, list[str]] = {}
+    for split, name in (("train", "train"), ("val", "validation")):
+        clips = load_split(split, out, unit="clip", features=("conse",), frames=2)
+        keys[name] = [clip.key for clip in clips]
+        for batch in clips.torch(batch_size=2, num_workers=2):
+            assert batch["features"]["conse"].shape[1:] == (384,)
+            assert batch["frames"].shape[1:] == (2, 448, 448, 3)
+    assert read_elsewhere(STREAMED, out, tmp_path / "cache") == keys
+
+
+def test_every_command_of_the_package_works_on_the_demo(demo: Path, tmp_path: Path) -> None:
+    narrative = load_split("train", demo)[0].name
+    for command in (
+        ["validate", str(demo)],
+        ["card", str(demo)],
+        ["card", str(demo), "--croissant"],
+        ["stats", str(demo)],
+        ["inspect", str(demo), narrative],
+        ["export", str(demo), "--to", str(tmp_path / "parquet"), "--format", "parquet"],
+        ["export", str(demo), "--to", str(tmp_path / "story"), "--format", "seed-story"],
+        ["publish", str(demo), str(tmp_path / "copy"), "--yes"],
+        ["publish", str(demo), str(tmp_path / "ids"), "--annotations-only", "--yes"],
+    ):
+        assert cookgen_command(command) == 0, command
+    assert validate(tmp_path / "copy") == []
+    assert not list((tmp_path / "ids").rglob("*.tar"))

@@ -31,6 +31,7 @@ from cookgen.dataset import sample as sample_module
 from cookgen.dataset.frames import FrameRule
 from cookgen.errors import FormatError, InputError, UnknownNameError, UsageError
 from cookgen.records import Sample
+from tests.shardset import Story, make_set
 
 SIZE, FPS = 64, 8
 LONG = "folder-" + "x" * 110  # its members' names do not fit a plain tar header
@@ -552,3 +553,18 @@ def test_a_header_that_tarfile_would_not_believe_is_not_believed(copied: Path) -
                 (step.members["mp4"].offset, step.action) for step in load_split("train", copied)[0].steps
             ] == before
             raise FormatError("harmless")
+
+
+def test_sound_on_request(tmp_path: Path) -> None:
+    with_sound, without = {}, {}
+    for step in load_split("train", make_set(tmp_path / "set", [Story("a", num_clips=3)]), unit="clip"):
+        (with_sound if step.sample.clip.has_audio else without)[step.index] = step
+    assert with_sound and without
+    for step in with_sound.values():
+        sound = step.audio()
+        assert sound is not None and sound.dtype == np.float32
+        assert sound.shape[0] == 1 and abs(sound.shape[1] - 48_000) <= 2048
+        assert 0.1 < abs(sound).max() < 0.3
+        part = step.audio(rate_hz=16_000, span_s=(0.25, 0.5))
+        assert part is not None and part.shape == (1, 4000)
+    assert all(step.audio() is None for step in without.values())
