@@ -24,11 +24,68 @@ from cookgen.dataset.publish import annotation_files, plan_text, set_files
 from cookgen.dataset.publish import publish as publish_files
 from cookgen.dataset.summary import card_of, read_statistics, statistics_text, statistics_values
 from cookgen.dataset.validate import validate as validate_set
-from cookgen.features import features_command
+from cookgen.features import compute_features, encoder_config, plan_features
+from cookgen.files import canonical_json, explained, write_atomic
+from cookgen.runlog import Progress, Tally
 
 Out = Annotated[Path, tyro.conf.Positional, tyro.conf.arg(metavar="OUT")]
 Json = Annotated[bool, tyro.conf.FlagCreatePairsOff, tyro.conf.arg(name="json")]
 Flag = Annotated[bool, tyro.conf.FlagCreatePairsOff]
+
+
+def features(
+    out: Out,
+    *,
+    encoder: str,
+    model: Annotated[str | None, tyro.conf.arg(metavar="MODEL")] = None,
+    name: Annotated[str | None, tyro.conf.arg(metavar="NAME")] = None,
+    settings: Annotated[tuple[str, ...], tyro.conf.arg(name="set", metavar="NAME=VALUE …")] = (),
+    overwrite: Flag = False,
+    dry_run: Flag = False,
+) -> int:
+    """Compute features of every clip into sidecar shards, for load_split(…, features=(NAME,)).
+
+    Run again, it goes on where it was stopped, and computes only for shards that have changed.
+
+    Args:
+        out: the folder that holds the set's dataset.json
+        encoder: clip (CLIP, SigLIP), qwen_vl (Qwen2-VL, Qwen2.5-VL), vae, video_vae, text, or conse: a stand-in for a
+            joint image-text space, not CLIP, which needs no model hub
+        model: a folder, or a repository of the hub at a commit: organisation/name@<40 hex digits>
+        name: the folder under OUT/features, by default the encoder
+        settings: the encoder's settings. clip: tokens=patch or pooled. qwen_vl: num_tokens=256 or 64. vae: size_px.
+            video_vae: num_frames, fps, size_px. text: field=action, caption or both. All: batch_size, num_workers.
+            clip, qwen_vl, vae, video_vae: device=auto, cpu or cuda
+        overwrite: replace features of this name that another encoder, model or setting made
+        dry_run: say what would be computed, and do nothing
+    """
+    config = encoder_config(encoder, model=model, settings=settings)
+    plan = plan_features(out, config, name=name, overwrite=overwrite)
+    name, note = plan.name, plan.note
+    values = {setting: value for setting, value in note.config.items() if setting not in ("about", "kind", "version")}
+    to_do, kept = (sum(shard.num_clips for shard in shards) for shards in (plan.to_do, plan.kept))
+    _say(f"{name}: {config.about}")
+    _say(f"{name}: {note.model}@{note.revision}{f', {canonical_json(values)}' if values else ''}")
+    _say(f"{name}: {to_do - note.num_clips} clips to compute in {len(plan.to_do)} shards, {kept + note.num_clips} kept")
+    if dry_run:
+        return 0
+    if not plan.is_complete:
+        with explained(out):
+            progress = Progress(plan.run_folder, f"cookgen features {name}", unit="clip")
+        tally = Tally()
+
+        def show(now: Tally) -> None:
+            nonlocal tally
+            tally = now
+            progress.show({name: tally})
+
+        with progress:
+            compute_features(out, config, name=name, overwrite=overwrite, show=show)
+            progress.show({name: tally}, final=True)
+        with explained(out):
+            write_atomic(out / "README.md", card_of(out))  # the card names the features that a set has
+    _say(f"{name}: complete in {plan.folder}; load_split(…, features=({name!r},)) joins it")
+    return 0
 
 
 def validate(out: Out, *, as_json: Json = False) -> int:
@@ -56,7 +113,7 @@ def card(out: Out, *, croissant: Flag = False) -> int:
 
     Args:
         out: the folder that holds the set's dataset.json
-        croissant: print Croissant metadata (JSON-LD) instead, to be kept as OUT/croissant.json
+        croissant: print Croissant metadata (JSON-LD) instead
     """
     _say(json.dumps(croissant_of(out), indent=2) if croissant else card_of(out).rstrip("\n"))
     return 0
@@ -136,7 +193,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         _say(f"cookgen {__version__}")
         return 0
     commands: dict[str, Callable[..., int]] = {
-        "features": features_command,
+        "features": features,
         "validate": validate,
         "card": card,
         "stats": stats,

@@ -1,7 +1,8 @@
 """Features of every clip of a shard set, computed once into sidecar shards beside its own.
 
     OUT/features/{name}/                sidecars, each whole when it has its name; features.json, written last
-    OUT/.runs/features-{name}/          the lock of the one run that may write, its log, and its note of how far it is
+    OUT/.runs/features-{name}/          the lock of the one run that may write, its log, the sidecar that it writes
+                                        (next.tar), and its note of how far it is
 
 A killed run goes on where its note says and writes the bytes that it would have written. The video shards are read and
 never touched.
@@ -11,16 +12,14 @@ from __future__ import annotations
 
 import io
 import os
-import sys
 import tarfile
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import MISSING, dataclass, fields
 from pathlib import Path
-from typing import IO, Annotated, Any, ClassVar, TypeVar
+from typing import IO, Any, ClassVar, TypeVar
 
 import numpy as np
-import tyro
 from numpy.typing import NDArray
 from pydantic import NonNegativeInt, PositiveInt, ValidationError
 
@@ -28,6 +27,7 @@ from cookgen import __version__
 from cookgen.config import apply_settings, to_values
 from cookgen.dataset.narrative import Narrative
 from cookgen.dataset.sample import Step
+from cookgen.dataset.sidecar import npy_header
 from cookgen.dataset.split import load_split, read_manifest
 from cookgen.dataset.tar import tar_member
 from cookgen.errors import (
@@ -48,7 +48,7 @@ from cookgen.perception.encoders.qwen_vl import QwenVlConfig
 from cookgen.perception.encoders.text import TextConfig
 from cookgen.perception.encoders.vae import VaeConfig, VideoVaeConfig
 from cookgen.records import FORMAT, Features, Record, Shard
-from cookgen.runlog import Progress, Tally
+from cookgen.runlog import Tally
 
 ENCODERS: Mapping[str, type[Any]] = {
     config.kind: config for config in (ClipConfig, QwenVlConfig, ConseConfig, VaeConfig, VideoVaeConfig, TextConfig)
@@ -104,6 +104,11 @@ class Plan:
         return self.out / ".runs" / f"features-{self.name}"
 
     @property
+    def next_sidecar(self) -> Path:
+        """The sidecar that is being written; it gets its place and its name when it is whole."""
+        return self.run_folder / "next.tar"
+
+    @property
     def is_complete(self) -> bool:
         """Whether features.json and the sidecars are what they should be."""
         wanted = {shard.path: shard.sha256 for shard in self.kept}
@@ -157,8 +162,8 @@ def plan_features(out: Path, config: EncoderConfig, *, name: str | None = None, 
         sha256s={path: sha256 for path, (_, sha256) in kept.items()},
     )
     to_do = tuple(shard for shard in shards if shard.path not in kept)
-    begun = plan.folder / _partial(to_do[0].path) if to_do else None
-    if begun is None or note.of_next != to_do[0].sha256 or not begun.is_file() or begun.stat().st_size < note.num_bytes:
+    begun = plan.next_sidecar
+    if not to_do or note.of_next != to_do[0].sha256 or not begun.is_file() or begun.stat().st_size < note.num_bytes:
         note = note.goes_on(of_next=None, num_clips=0, num_bytes=0)
     return Plan(out, name, tuple(shard for shard in shards if shard.path in kept), to_do, note, features)
 
@@ -224,12 +229,6 @@ def _write_note(plan: Plan, note: _Note) -> None:
     write_atomic(plan.run_folder / "note.json", canonical_json(note.to_json()))
 
 
-def _partial(shard: str) -> str:
-    """The path of a sidecar that is being written; a partial file never has a final name."""
-    folder, _, name = shard.rpartition("/")
-    return f"{folder}/.partial-{name}"
-
-
 def _encode(config: EncoderConfig, plan: Plan, show: Callable[[Tally], None]) -> _Note:
     """Writes the sidecars that are to do, noting how far it is; returns the last note."""
     note = plan.note
@@ -243,9 +242,7 @@ def _encode(config: EncoderConfig, plan: Plan, show: Callable[[Tally], None]) ->
     for shard in plan.to_do:
         steps = _checked_steps(plan.out, shard, [item for item in narratives if item.row.shard == shard.path])
         note = note.goes_on(of_next=shard.sha256)
-        partial = plan.folder / _partial(shard.path)
-        partial.parent.mkdir(parents=True, exist_ok=True)
-        with partial.open("r+b" if note.num_bytes else "wb") as stream:
+        with plan.next_sidecar.open("r+b" if note.num_bytes else "wb") as stream:
             stream.truncate(note.num_bytes)
             stream.seek(note.num_bytes)
             began = noted = time.monotonic()
@@ -260,8 +257,10 @@ def _encode(config: EncoderConfig, plan: Plan, show: Callable[[Tally], None]) ->
                         _sync(stream)
                         _write_note(plan, note)
             _sync(stream)
-        sha256 = file_sha256(partial)
-        partial.replace(plan.folder / shard.path)
+        sha256 = file_sha256(plan.next_sidecar)
+        target = plan.folder / shard.path
+        target.parent.mkdir(parents=True, exist_ok=True)
+        plan.next_sidecar.replace(target)
         note = note.goes_on(
             sha256s=note.sha256s | {shard.path: sha256},
             of_shards=note.of_shards | {shard.path: shard.sha256},
@@ -365,9 +364,7 @@ def _npy(key: str, array: NDArray[np.float32], model: str) -> bytes:
     if not np.isfinite(half).all():
         value = array[~np.isfinite(half)].flat[0]
         raise ModelError(f"{key}: {model} gives {value}; features are float16, finite and at most 65504 in size")
-    stream = io.BytesIO()
-    np.save(stream, half, allow_pickle=False)
-    return stream.getvalue()
+    return npy_header(half.shape) + half.tobytes()
 
 
 def _sync(stream: IO[bytes]) -> None:
@@ -406,60 +403,3 @@ def encoder_config(encoder: str, *, model: str | None = None, settings: Sequence
         )
     config: EncoderConfig = apply_settings(kind() if model is None else kind(model=model), list(settings))
     return config
-
-
-def features_command(
-    out: Annotated[Path, tyro.conf.Positional, tyro.conf.arg(metavar="OUT")],
-    *,
-    encoder: str,
-    model: str | None = None,
-    name: str | None = None,
-    settings: Annotated[tuple[str, ...], tyro.conf.arg(name="set", metavar="NAME=VALUE …")] = (),
-    overwrite: Annotated[bool, tyro.conf.FlagCreatePairsOff] = False,
-    dry_run: Annotated[bool, tyro.conf.FlagCreatePairsOff] = False,
-) -> int:
-    """Compute features of every clip into sidecar shards, for load_split(…, features=(NAME,)).
-
-    Run again, it goes on where it was stopped, and computes only for shards that have changed.
-
-    Args:
-        out: The folder of the shard set.
-        encoder: clip (CLIP, SigLIP), qwen_vl (Qwen2-VL, Qwen2.5-VL), vae, video_vae, text, or conse: a stand-in for
-            a joint image-text space, not CLIP, which needs no model hub.
-        model: A folder, or a repository of the hub at a commit: organisation/name@<40 hex digits>.
-        name: The folder under OUT/features; by default the encoder.
-        settings: The encoder's settings. clip: tokens=patch or pooled. qwen_vl: num_tokens=256 or 64. vae: size_px.
-            video_vae: num_frames, fps, size_px. text: field=action, caption or both. All: batch_size, num_workers.
-            clip, qwen_vl, vae, video_vae: device=auto, cpu or cuda.
-        overwrite: Replace features of this name that another encoder, model or setting made.
-        dry_run: Say what would be computed, and do nothing.
-    """
-    config = encoder_config(encoder, model=model, settings=settings)
-    plan = plan_features(out, config, name=name, overwrite=overwrite)
-    name, note = plan.name, plan.note
-    to_do, kept = (sum(shard.num_clips for shard in shards) for shards in (plan.to_do, plan.kept))
-    _say(f"{name}: {config.about}")
-    _say(f"{name}: {note.model}@{note.revision}, {canonical_json(note.config)}")
-    _say(f"{name}: {to_do - note.num_clips} clips to compute in {len(plan.to_do)} shards, {kept + note.num_clips} kept")
-    if dry_run:
-        return 0
-    if not plan.is_complete:
-        with explained(out):
-            progress = Progress(plan.run_folder, f"cookgen features {name}", unit="clip")
-        tally = Tally()
-
-        def show(now: Tally) -> None:
-            nonlocal tally
-            tally = now
-            progress.show({name: tally})
-
-        with progress:
-            compute_features(out, config, name=name, overwrite=overwrite, show=show)
-            progress.show({name: tally}, final=True)
-    _say(f"{name}: complete in {plan.folder}; load_split(…, features=({name!r},)) joins it")
-    return 0
-
-
-def _say(line: str) -> None:
-    sys.stdout.write(line + "\n")
-    sys.stdout.flush()

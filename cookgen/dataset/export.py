@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -22,7 +21,7 @@ from cookgen.dataset.split import load_split, read_manifest
 from cookgen.dataset.summary import read_statistics
 from cookgen.dataset.tables import schema_of
 from cookgen.errors import OutputError, UnknownNameError
-from cookgen.files import atomic_path, canonical_json, file_sha256, write_atomic
+from cookgen.files import atomic_path, canonical_json, explained, file_sha256, write_atomic
 from cookgen.records import (
     Manifest,
     Record,
@@ -55,18 +54,9 @@ def export(out: Path, to: Path, *, format: str) -> list[Path]:  # noqa: A002
     if format not in FORMATS:
         raise UnknownNameError("format", format, FORMATS)
     manifest = read_manifest(locate(out))
-    with written_to(to):
+    with explained(to, "Name another folder"):
         _claim(to, canonical_json({"format": format, "dataset": file_sha256(out / "dataset.json")}))
         return FORMATS[format](out, to, manifest)
-
-
-@contextmanager
-def written_to(folder: Path) -> Iterator[None]:
-    """Raises OutputError where the operating system refuses what the block writes to the folder."""
-    try:
-        yield
-    except OSError as error:
-        raise OutputError(f"{folder}: cannot be written ({error.strerror or error}); name a folder that can") from error
 
 
 def _claim(to: Path, stamp: str) -> None:

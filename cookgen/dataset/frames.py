@@ -28,10 +28,10 @@ class FrameRule:
     def __post_init__(self) -> None:
         if self.num_frames is not None and self.every is not None:
             raise UsageError(f"num_frames={self.num_frames} and every={self.every}: give one of them")
-        for name in ("num_frames", "every"):
-            value = getattr(self, name)
-            if value is not None and value < 1:
-                raise UsageError(f"{name}={value}: it is at least 1")
+        sizes = self.size_px if isinstance(self.size_px, tuple) else (self.size_px, self.size_px)
+        for name, value in (("num_frames", self.num_frames), ("every", self.every), *(("size_px", px) for px in sizes)):
+            if value is not None and (type(value) is not int or value < 1):
+                raise UsageError(f"{name}={value!r}: a whole number, at least 1")
         if self.span_s is not None and not 0 <= self.span_s[0] < self.span_s[1]:
             raise UsageError(f"span_s={self.span_s}: it is (start, end) in seconds of the clip, 0 <= start < end")
 

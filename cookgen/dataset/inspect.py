@@ -18,16 +18,15 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 from pydantic import ValidationError
 
-from cookgen.dataset.export import written_to
 from cookgen.dataset.location import locate
 from cookgen.dataset.narrative import Narrative
 from cookgen.dataset.sample import Step
+from cookgen.dataset.sidecar import feature_names, open_sidecar
 from cookgen.dataset.split import load_split, read_manifest
-from cookgen.dataset.summary import sidecars
 from cookgen.dataset.tables import check_schema, read_table, table_path
 from cookgen.errors import FormatError, InputError, UnknownNameError
-from cookgen.files import write_atomic
-from cookgen.records import SUFFIXES, Check, Record, Reject, Sample, Word
+from cookgen.files import explained, write_atomic
+from cookgen.records import SUFFIXES, Check, Features, Record, Reject, Sample, Word
 
 R = TypeVar("R", bound=Record)
 _WIDTH = 100
@@ -60,7 +59,7 @@ def inspect(out: Path, key: str, *, save: Path | None = None) -> str:
         for step in steps:
             for suffix in SUFFIXES:
                 content = step.mp4 if suffix == "mp4" else step.read(suffix)
-                with written_to(save):
+                with explained(save, "Name another folder"):
                     write_atomic(save / f"{step.key}.{suffix}", content)
         text += f"\n\nsaved {len(steps) * len(SUFFIXES)} files in {save}"
     return text
@@ -189,7 +188,7 @@ def _scores(scores: dict[str, float]) -> str:
 
 def _feature_lines(out: Path) -> Iterator[str]:
     said = [
-        f"{item.name} {item.dtype} {list(item.shape)} by {item.model} at {item.revision}" for item in sidecars(out)
+        f"{item.name} {item.dtype} {list(item.shape)} by {item.model} at {item.revision}" for item in _features(out)
     ] or ["(none)"]
     for number, text in enumerate(said):
         yield _line("" if number else "features", text)
@@ -206,4 +205,9 @@ def _reject_lines(key: str, rejects: list[Reject]) -> Iterator[str]:
             yield _line("detail", row.detail or "(none)")
     parts = Counter(f"{row.stage}: {row.reason.value}" for row in rejects if not row.is_video_level)
     for number, (what, count) in enumerate(sorted(parts.items())):
-        yield _line("" if number else "before that", f"{count} clips or actions, {what}")
+        yield _line("" if number else "its parts", f"{count} clips or actions, {what}")
+
+
+def _features(out: Path) -> list[Features]:
+    location = locate(out)
+    return [open_sidecar(location, name, read_manifest(location)).features for name in feature_names(out)]

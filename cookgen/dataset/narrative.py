@@ -42,7 +42,7 @@ class Narrative:
     @property
     def steps(self) -> tuple[Step, ...]:
         """The steps in the order of time. Raises FormatError where the shard is missing or damaged."""
-        known: tuple[Step, ...] | None = self.__dict__.get("_steps")
+        known: tuple[Step, ...] | None = self.__dict__.get("_steps")  # cached_property has one lock for all instances
         if known is None:
             known = self.__dict__["_steps"] = read_steps(self.reader, self.row)
         return known
@@ -66,6 +66,9 @@ class Narrative:
     def source(self) -> str:
         """The kind of source that the video came from, for example "youcook2"."""
         return self.steps[0].sample.video.source
+
+    def __hash__(self) -> int:
+        return hash(self.name)
 
     def __repr__(self) -> str:
         return f"Narrative({self.name!r}, {self.num_steps} steps)"

@@ -31,10 +31,10 @@ from cookgen.dataset.card import (
 from cookgen.dataset.croissant import croissant
 from cookgen.dataset.export import split_files, write_parquet
 from cookgen.dataset.location import locate
-from cookgen.dataset.sidecar import feature_path
+from cookgen.dataset.sidecar import feature_names, feature_path, open_sidecar
 from cookgen.dataset.split import load_split, read_manifest
 from cookgen.dataset.statistics import Statistics
-from cookgen.dataset.summary import read_statistics, sidecars
+from cookgen.dataset.summary import read_statistics
 from cookgen.dataset.tables import read_table, table_path, table_writer
 from cookgen.errors import CookgenError, FormatError, OutputError, UsageError
 from cookgen.files import atomic_path, canonical_json, file_sha256, write_atomic
@@ -73,7 +73,8 @@ def set_files(out: Path) -> list[PublishedFile]:
         listed["report.html"] = None
     listed |= dict.fromkeys((table_path("", record).as_posix() for record in TABLES), None)
     listed |= shards
-    for item in sidecars(out):
+    for name in feature_names(out):
+        item = open_sidecar(locate(out), name, manifest).features
         listed |= {feature_path(item.name, path): item.sha256s[path] for path in shards}
         listed[feature_path(item.name, "features.json")] = None
     return [_checked(out, path, sha256) for path, sha256 in [*listed.items(), (_MANIFEST, None)]]
@@ -155,8 +156,8 @@ def annotations_card(manifest: Manifest, statistics: Statistics, *, num_unlisted
 
 This folder is no shard set. **It holds no video, no keyframes, no transcripts and no features**, because the videos are
 not ours to hand on; what quoted their speech (`raw_text` of actions from speech, `detail` of rejects) is empty.
-`ids.txt` names the videos, one id a line. {where}; then, in a checkout of cookgen
-({manifest.created_by}), run
+`ids.txt` names the videos, one id a line. {where}; then, in a checkout of
+{manifest.created_by}, run
 
 ```sh
 python -m pipelines run --source {_quoted(source)}{options.get(source, " --videos VIDEOS")} \\

@@ -78,7 +78,7 @@ class Step:
     @property
     def sample(self) -> Sample:
         """The step's JSON. Raises FormatError where it breaks the format, or is that of another step."""
-        known: Sample | None = self.__dict__.get("_sample")
+        known: Sample | None = self.__dict__.get("_sample")  # cached_property has one lock for all instances
         if known is None:
             known = self.__dict__["_sample"] = self._read_sample()
         return known
@@ -147,6 +147,8 @@ class Step:
         size_px: the short side, or (height, width); by default load_split's, else the clip's size.
         Raises IndexError for a frame that is not there, FormatError where the clip is damaged or missing.
         """
+        if isinstance(indices, int):
+            raise UsageError(f"frames({indices}): give frames([{indices}]) or frames(num_frames={indices})")
         rule = self.reader.frame_rule or FrameRule()
         size_px = rule.size_px if size_px is None else size_px
         if num_frames is not None or every is not None or span_s is not None:
@@ -199,6 +201,9 @@ class Step:
             Image.DecompressionBombWarning,
         ) as error:
             raise FormatError(f"{self._name('jpg')}: not a readable JPEG ({error}). {_FETCH_AGAIN}") from error
+
+    def __hash__(self) -> int:
+        return hash(self.key)
 
     def __repr__(self) -> str:
         return f"Step({self.key!r}, {self.action!r})"

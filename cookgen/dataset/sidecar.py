@@ -96,6 +96,11 @@ class FeatureArrays(Mapping[str, NDArray[np.float16]]):
         return len(self._sidecars)
 
 
+def feature_names(out: Path) -> list[str]:
+    """The features that the set in the folder `out` has: features.json is written last, so they are complete."""
+    return sorted(path.parent.name for path in (out / "features").glob("[!.]*/features.json"))
+
+
 def open_sidecar(location: Location, name: str, manifest: Manifest) -> Sidecar:
     """The features `name` of a set. Raises UnknownNameError where it has none of that name, FormatError where they
     break the format or were computed from other shards."""
@@ -103,7 +108,8 @@ def open_sidecar(location: Location, name: str, manifest: Manifest) -> Sidecar:
     try:
         content = location.read(relative)
     except FileNotFoundError:
-        raise UnknownNameError(f"features in {location}", name, _known(location)) from None
+        known = feature_names(Path(location.root)) if location.cache is None else []
+        raise UnknownNameError(f"features in {location}", name, known) from None
     try:
         features = Features.model_validate_json(content)
     except ValidationError as error:
@@ -118,12 +124,6 @@ def open_sidecar(location: Location, name: str, manifest: Manifest) -> Sidecar:
             f"{location.name(relative)}: not computed from this set's {min([*stale, *missing])}. {_COMPUTE_AGAIN}"
         )
     return Sidecar(location, features)
-
-
-def _known(location: Location) -> list[str]:
-    if location.cache is not None:
-        return []
-    return [path.parent.name for path in Path(location.root, "features").glob("[!.]*/features.json")]
 
 
 @functools.lru_cache(maxsize=4096)

@@ -35,7 +35,8 @@ class Split(Sequence[T_co]):
     """The narratives, clips or windows of one split, as `unit` says; an item is read when it is asked for.
 
     In the order of the set's index, or, with a `seed`, in the order of epoch 0. Opening it reads the index alone.
-    A slice is a Split too, in the order that the slice has. Splits pickle and may be used from many threads.
+    A slice is a Split too, in the order that it has here; its epochs, and its torch loader, are shuffled if this split
+    is. Splits pickle and may be used from many threads.
     """
 
     def __init__(
@@ -47,11 +48,12 @@ class Split(Sequence[T_co]):
         items: NDArray[np.int64],  # [N, 3], in the index's order: the steps [first, first + num) of a row
         *,
         seed: int | None = None,
+        is_ordered: bool = False,  # the items stand as they are to be, whatever the seed
         functions: tuple[Callable[[Any], Any], ...] = (),
     ) -> None:
         self.name, self.unit, self.seed = name, unit, seed
         self._reader, self._rows, self._items, self._functions = reader, rows, items, functions
-        self._order = None if seed is None else epoch_order(len(items), seed=seed, epoch=0)
+        self._order = None if seed is None or is_ordered else epoch_order(len(items), seed=seed, epoch=0)
         self._last: Narrative | None = None  # the next item is often of the same one
 
     @property
@@ -75,17 +77,22 @@ class Split(Sequence[T_co]):
         """The items for which `wanted` is true, asked now, once for each; or those with these indices, in their order.
 
         What a predicate looks at is read: text costs little, frames a decoding of the whole split.
+        Raises UsageError where `wanted` is a mask or holds something else than whole numbers, IndexError for an index
+        that is not there.
         """
-        if not callable(wanted):
-            order = np.arange(len(self)) if self._order is None else self._order
-            return self._with(self._items[order[np.fromiter(wanted, np.int64)]], seed=None)
-        items = self.unshuffled()
-        kept = np.fromiter((bool(wanted(item)) for item in items), np.bool_, len(items))
-        return self._with(self._items[kept], seed=self.seed)
+        if callable(wanted):
+            kept = np.array([bool(wanted(item)) for item in self.unshuffled()], np.bool_)
+            return self._with(self._items[kept], is_ordered=self._order is None)
+        indices = list(wanted)
+        wrong = [index for index in indices if isinstance(index, bool | np.bool_) or not hasattr(index, "__index__")]
+        if wrong:
+            raise UsageError(f"select: {wrong[0]!r} is no index; give whole numbers, or a function of an item")
+        order = np.arange(len(self)) if self._order is None else self._order
+        return self._with(self._items[order[np.array(indices, np.int64)]], is_ordered=True)
 
     def map(self, function: Callable[[T_co], U]) -> Split[U]:
         """The split whose items are `function(item)`, called whenever an item is read (in the loader's workers)."""
-        split = self._with(self._items, seed=self.seed)
+        split = self._with(self._items, is_ordered=self._order is None)
         split._functions = (*self._functions, function)
         return split  # type: ignore[return-value]
 
@@ -93,7 +100,9 @@ class Split(Sequence[T_co]):
         """The split in the order of an epoch: that of its seed, or the index's where it is not shuffled."""
         if self.seed is None:
             return self
-        return self._with(self._items[epoch_order(len(self), seed=self.seed, epoch=epoch)], seed=None)
+        split = self._with(self._items[epoch_order(len(self), seed=self.seed, epoch=epoch)], is_ordered=True)
+        split.seed = None
+        return split
 
     @property
     def is_mapped(self) -> bool:
@@ -101,8 +110,10 @@ class Split(Sequence[T_co]):
         return bool(self._functions)
 
     def unshuffled(self) -> Split[T_co]:
-        """The split in the order of the index."""
-        return self._with(self._items, seed=None)
+        """The split in the order that it had before it was shuffled: the index's, or that of a slice."""
+        split = self._with(self._items, is_ordered=True)
+        split.seed = None
+        return split
 
     def torch(
         self,
@@ -118,7 +129,10 @@ class Split(Sequence[T_co]):
         pin_memory: bool = False,
     ) -> Loader:
         """Batches for torch, an epoch an iteration, with exact resume: see cookgen.dataset.torch_loader.Loader."""
-        from cookgen.dataset.torch_loader import Loader
+        try:
+            from cookgen.dataset.torch_loader import Loader
+        except ModuleNotFoundError as error:
+            raise UsageError(f"Split.torch: {error}; install cookgen[torch], or read the split without it") from error
 
         return Loader(
             self,
@@ -175,8 +189,17 @@ class Split(Sequence[T_co]):
         row, first, num = map(int, self._items[index if self._order is None else self._order[index]])
         return self._rows[row], first, num
 
-    def _with(self, items: NDArray[np.int64], *, seed: int | None) -> Split[T_co]:
-        return Split(self.name, self.unit, self._reader, self._rows, items, seed=seed, functions=self._functions)
+    def _with(self, items: NDArray[np.int64], *, is_ordered: bool) -> Split[T_co]:
+        return Split(
+            self.name,
+            self.unit,
+            self._reader,
+            self._rows,
+            items,
+            seed=self.seed,
+            is_ordered=is_ordered,
+            functions=self._functions,
+        )
 
 
 @overload
@@ -261,11 +284,15 @@ def load_split(
     reader = Reader(
         location,
         {shard.path: shard.sha256 for shard in manifest.splits[split].shards},
-        FrameRule(num_frames=frames) if isinstance(frames, int) else frames,
+        _frame_rule(frames),
         {name: open_sidecar(location, name, manifest) for name in features},
     )
     items = [item for place, row in enumerate(rows) for item in _items(place, row.num_steps, unit, window)]
     return Split(split, unit, reader, rows, np.array(items, np.int64).reshape(-1, 3), seed=seed if shuffle else None)
+
+
+def _frame_rule(frames: int | FrameRule | None) -> FrameRule | None:
+    return frames if frames is None or isinstance(frames, FrameRule) else FrameRule(num_frames=frames)
 
 
 def _items(row: int, num_steps: int, unit: Unit, window: int) -> Iterable[tuple[int, int, int]]:

@@ -1,7 +1,11 @@
-"""A finished shard set as a whole: its counts beside the published ones, its feature sidecars, its card as it is."""
+"""A finished shard set as a whole: its counts beside the published ones, and its card as it should be now.
+
+Apart from card.py and statistics.py, which the pipeline writes sets with: these functions read one again.
+"""
 
 from __future__ import annotations
 
+import contextlib
 import itertools
 import textwrap
 from collections import Counter
@@ -11,10 +15,10 @@ from typing import Any
 
 from cookgen.dataset.card import card_text
 from cookgen.dataset.location import locate
-from cookgen.dataset.sidecar import open_sidecar
+from cookgen.dataset.sidecar import feature_names, open_sidecar
 from cookgen.dataset.split import load_split, read_manifest
 from cookgen.dataset.statistics import Statistics
-from cookgen.records import Features
+from cookgen.errors import FormatError
 
 # VideoAuteur (arXiv 2501.06173), Table 1: source, videos (train / val), clips, clip length, clips a video.
 PUBLISHED_SOURCES = (
@@ -35,21 +39,18 @@ _COLUMNS_2 = ("data set", "modality", "type", "images", "text length")
 _RENDERED = "demo"  # the one source whose videos were never filmed
 
 
-def sidecars(out: Path) -> list[Features]:
-    """The feature sidecars of a set that are complete (their features.json is written last), by name.
+def card_of(out: Path) -> str:
+    """The card of the set in `out`, with those of its features that load_split would join.
 
-    Raises FormatError where one is not what the format says, or was computed from other shards.
+    Reads the JSON of every clip. Raises as load_split does.
     """
     location = locate(out)
-    names = sorted(path.parent.name for path in (out / "features").glob("[!.]*/features.json"))
     manifest = read_manifest(location)
-    return [open_sidecar(location, name, manifest).features for name in names]
-
-
-def card_of(out: Path) -> str:
-    """The card of the set in `out` as it is now. Reads the JSON of every clip. Raises as load_split does."""
-    manifest = read_manifest(locate(out))
-    return card_text(manifest.name, manifest.splits, read_statistics(out), features=sidecars(out))
+    features = []
+    for name in feature_names(out):
+        with contextlib.suppress(FormatError):  # of another encoder, say, that is yet to be run again
+            features.append(open_sidecar(location, name, manifest).features)
+    return card_text(manifest.name, manifest.splits, read_statistics(out), features=features)
 
 
 def read_statistics(out: Path) -> Statistics:
@@ -77,15 +78,17 @@ def statistics_values(statistics: Statistics) -> dict[str, Any]:
 def statistics_text(statistics: Statistics) -> str:
     """The paper's Tables 1 and 2 with this set among the published values, and its lengths as bars; 100 columns."""
     values = statistics.to_values(statistics.splits)
-    rows = [*values["sources"].items(), ("in all", values["total"])]
-    rows_1 = [_row_1(f"this set: {title}", counts) for title, counts in rows]
+    rows = [(f"this set: {source}", counts) for source, counts in values["sources"].items()]
+    if len(rows) != 1:
+        rows.append(("this set: in all", values["total"]))
+    columns_1 = (_COLUMNS_1[0], f"videos ({' / '.join(statistics.splits)})", *_COLUMNS_1[2:])
     kinds = sorted({"Rendered" if source == _RENDERED else "Real world" for source in values["sources"]})
     total = values["total"]
     words = f"{total['mean_words_per_video']:.1f}"
     row_2 = ("this set", "Video", ", ".join(kinds), f"{total['num_frames']:,}", words)
     sections = [
         "Table 1. Sources. Clip length is the mean span.",
-        _table([_COLUMNS_1, *PUBLISHED_SOURCES, *rows_1]),
+        _table([columns_1, *PUBLISHED_SOURCES, *(_row_1(title, counts) for title, counts in rows)]),
         "Table 2. Narrative data sets. Images are frames of clips; text length is words a narrative.",
         _table([_COLUMNS_2, *PUBLISHED_SETS, row_2]),
         "Published values: VideoAuteur, arXiv 2501.06173.",

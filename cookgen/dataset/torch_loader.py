@@ -15,6 +15,7 @@ import logging
 import os
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
+from functools import cached_property
 from typing import Any, Literal, NamedTuple, get_args
 
 import numpy as np
@@ -123,7 +124,7 @@ class Loader:
 
     def state_dict(self) -> dict[str, Any]:
         """Where the loader stands: after the last batch that it gave. Small plain values, the same on every rank."""
-        return {"epoch": self._epoch, "position": self._position, "seed": self._seed, "items": self._items_digest()}
+        return {"epoch": self._epoch, "position": self._position, "seed": self._seed, "items": self._items_digest}
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """Goes on where `state` was taken; batch size, workers, ranks and remainder may be others.
@@ -145,6 +146,7 @@ class Loader:
     def _dealing(self, start: int) -> Dealing:
         return Dealing(len(self._split), start, self._batch_size, self.num_ranks, self._remainder)
 
+    @cached_property
     def _items_digest(self) -> str:
         return digest([self._split.name, *map(self._split.name_of, range(len(self._split)))])
 

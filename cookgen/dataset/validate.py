@@ -22,7 +22,7 @@ from cookgen.dataset.duplicates import SAME_VIDEO, duplicate_problems
 from cookgen.dataset.problem import Problem
 from cookgen.dataset.sidecar import feature_path
 from cookgen.dataset.tables import read_table, table_path
-from cookgen.dataset.validate_features import FEATURES, feature_names, feature_problems
+from cookgen.dataset.validate_features import FEATURES, feature_folders, feature_problems
 from cookgen.dataset.validate_shard import (
     CANONICAL,
     Found,
@@ -107,7 +107,7 @@ def _problems(out: Path) -> Iterator[Problem]:
     yield from _table_problems(out, found)
     yield from _hashed_split_problems(found, rules.val_fraction)
     shards = {shard.path: shard.sha256 for split in manifest.splits.values() for shard in split.shards}
-    for name in feature_names(out):
+    for name in feature_folders(out):
         problems = feature_problems(out, name, shards, found.narratives.values())
         yield from _guarded(feature_path(name, "features.json"), FEATURES, problems)
     yield from _guarded(".", SAME_VIDEO, duplicate_problems(found.narratives, found.videos, found.fingerprints))
@@ -214,13 +214,13 @@ def _digest_problems(file: Path, path: str, listed: dict[str, Any]) -> Iterator[
 
 def _unlisted_problems(out: Path, manifest: Manifest) -> Iterator[Problem]:
     listed = {shard.path for split in manifest.splits.values() for shard in split.shards}
-    listed |= {feature_path(name, path) for name in feature_names(out) for path in listed}
+    listed |= {feature_path(name, path) for name in feature_folders(out) for path in listed}
     for folder, folders, files in os.walk(out):
         inside = Path(folder).relative_to(out)
         if inside == Path():
             folders[:] = sorted(set(folders) - _OWN_FOLDERS)
         elif inside == Path("features"):
-            folders[:] = feature_names(out)
+            folders[:] = feature_folders(out)
         for name in sorted(files):
             path = (inside / name).as_posix()
             suffix = Path(name).suffix.lower()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import os
 from collections.abc import Generator, Iterable, Iterator, Mapping
 from itertools import zip_longest
 from pathlib import Path
@@ -30,8 +31,8 @@ KEYS = "a sidecar's members are {key}.npy for the keys of its shard, in the shar
 ARRAY = "a member of a sidecar is a .npy file of finite float16 numbers in C order, of features.json's shape"
 
 
-def feature_names(out: Path) -> list[str]:
-    """The folders in features/; hidden ones are work that `cookgen features` has not finished, no part of the set."""
+def feature_folders(out: Path) -> list[str]:
+    """The names of the folders in features/; hidden ones are no part of a set."""
     folder = out / "features"
     names = [path.name for path in folder.iterdir() if path.is_dir()] if folder.is_dir() else []
     return sorted(name for name in names if not name.startswith("."))
@@ -65,8 +66,11 @@ def feature_problems(
 
 def _features(out: Path, name: str, where: str) -> Generator[Problem, None, Features | None]:
     """A generator whose value is what features.json says, or None where there is nothing to go on with."""
+    if not os.path.lexists(out / where):  # it is written last
+        yield Problem(where, FEATURES, "missing: not complete yet; run cookgen features again", is_warning=True)
+        return None
     if (what := place_finding(out, where)) is not None:
-        yield Problem(where, FEATURES, f"{what}; run cookgen features again")
+        yield Problem(where, FEATURES, what)
         return None
     if (num_bytes := (out / where).stat().st_size) > _MAX_JSON_BYTES:
         yield Problem(where, FEATURES, f"{num_bytes} bytes; at most {_MAX_JSON_BYTES} are read")

@@ -27,6 +27,7 @@ from transformers.models.clip.image_processing_pil_clip import CLIPImageProcesso
 
 from cookgen import features as features_module
 from cookgen import load_split
+from cookgen.cli import features as features_command
 from cookgen.commands import run_command
 from cookgen.errors import (
     FormatError,
@@ -38,7 +39,7 @@ from cookgen.errors import (
     UnknownNameError,
     UsageError,
 )
-from cookgen.features import ENCODERS, compute_features, encoder_config, features_command, plan_features
+from cookgen.features import ENCODERS, compute_features, encoder_config, plan_features
 from cookgen.perception.encoders.clip import ClipConfig
 from cookgen.perception.encoders.text import TextConfig
 from cookgen.records import Features

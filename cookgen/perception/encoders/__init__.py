@@ -114,7 +114,7 @@ def load_config(name: str, path: Path, kinds: Sequence[str], encoder: str) -> An
     """The transformers configuration of a checkpoint. Raises ModelError unless its model_type is one of `kinds`."""
     from transformers import AutoConfig
 
-    with explained(name):
+    with model_errors(name):
         config = AutoConfig.from_pretrained(path, local_files_only=True)
     if config.model_type not in kinds:
         raise ModelError(f"{name}: its model_type is {config.model_type!r}; {encoder} runs {', '.join(kinds)}")
@@ -127,7 +127,7 @@ def load_network(name: str, load: Callable[..., tuple[Any, dict[str, Any]]], *ar
     Raises ModelError where the files cannot be read, or lack weights that the network needs: the libraries would make
     those up at random.
     """
-    with explained(name):
+    with model_errors(name):
         network, info = load(*args, **options, local_files_only=True, use_safetensors=True, output_loading_info=True)
     if missing := sorted(info["missing_keys"]):
         raise ModelError(
@@ -138,7 +138,7 @@ def load_network(name: str, load: Callable[..., tuple[Any, dict[str, Any]]], *ar
 
 
 @contextmanager
-def explained(name: str) -> Iterator[None]:
+def model_errors(name: str) -> Iterator[None]:
     """Turns what transformers and diffusers raise for files that they cannot load into ModelErrors; they stay quiet."""
     from safetensors import SafetensorError
     from transformers.utils import logging

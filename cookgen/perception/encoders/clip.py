@@ -19,10 +19,10 @@ from cookgen.modelstore import identity, resolve
 from cookgen.perception.encoders import (
     Step,
     device_of,
-    explained,
     inference,
     load_config,
     load_network,
+    model_errors,
     stacked,
     to_numpy,
 )
@@ -65,7 +65,7 @@ class ClipConfig:
         if config.model_type == "clip":
             vision.projection_dim = config.projection_dim
         network = load_network(self.model, network_class.from_pretrained, path, config=vision, dtype=torch.float32)
-        with explained(self.model):
+        with model_errors(self.model):
             processor = (CLIPImageProcessorPil if is_clip else SiglipImageProcessorPil).from_pretrained(
                 path, local_files_only=True
             )

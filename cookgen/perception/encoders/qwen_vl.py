@@ -18,10 +18,10 @@ from cookgen.modelstore import identity, resolve
 from cookgen.perception.encoders import (
     Step,
     device_of,
-    explained,
     inference,
     load_config,
     load_network,
+    model_errors,
     stacked,
     to_numpy,
 )
@@ -71,7 +71,7 @@ class QwenVlConfig:
             key_mapping=_VISUAL,
             dtype=torch.float32,
         )
-        with explained(self.model):
+        with model_errors(self.model):
             processor = Qwen2VLImageProcessorPil.from_pretrained(path, local_files_only=True)
         device = device_of(self.device)
         side_px = GRID * config.vision_config.patch_size * config.vision_config.spatial_merge_size

@@ -20,7 +20,7 @@ from PIL import Image
 from cookgen.config import machinery
 from cookgen.errors import ModelError, ShapeError
 from cookgen.modelstore import identity, resolve
-from cookgen.perception.encoders import Step, device_of, explained, inference, load_network, stacked, to_numpy
+from cookgen.perception.encoders import Step, device_of, inference, load_network, model_errors, stacked, to_numpy
 
 IMAGE = ("AutoencoderKL",)
 VIDEO = ("AutoencoderKLWan", "AutoencoderKLCogVideoX", "AutoencoderKLHunyuanVideo")
@@ -151,7 +151,7 @@ def _load(name: str, classes: Sequence[str], encoder: str) -> Any:
     path = resolve(name).path
     if not (path / "config.json").is_file() and (path / "vae" / "config.json").is_file():
         path = path / "vae"  # a whole diffusion pipeline
-    with explained(name):
+    with model_errors(name):
         found = json.loads((path / "config.json").read_bytes()).get("_class_name")
     if found not in classes:
         raise ModelError(f"{name}: its _class_name is {found!r}; {encoder} runs {', '.join(classes)}")

@@ -54,8 +54,9 @@ def test_spans_in_numbers() -> None:
 @pytest.mark.parametrize(
     ("wrong", "message"),
     [
-        ({"num_frames": 0}, "num_frames=0: it is at least 1"),
-        ({"every": -1}, "every=-1: it is at least 1"),
+        ({"num_frames": 0}, "num_frames=0: a whole number, at least 1"),
+        ({"size_px": (0, 8)}, "size_px=0: a whole number, at least 1"),
+        ({"every": -1}, "every=-1: a whole number, at least 1"),
         ({"num_frames": 2, "every": 2}, "give one of them"),
         ({"span_s": (2.0, 1.0)}, r"span_s=\(2.0, 1.0\)"),
         ({"span_s": (-1.0, 1.0)}, "0 <= start < end"),

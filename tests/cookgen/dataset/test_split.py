@@ -497,6 +497,12 @@ def test_a_shuffled_split_is_a_sequence_too(made: Path) -> None:
     other = load_split("train", made, unit="clip", shuffle=True, seed=6)
     assert [clip.key for clip in other] != keys
     assert [clip.key for clip in index.epoch(3)] == [clip.key for clip in index]
+    part = clips[2:8]  # in its own order now, and shuffled anew each epoch, as the whole is
+    assert [clip.key for clip in part] == [clip.key for clip in part.unshuffled()] == keys[2:8]
+    assert [clip.key for clip in part.map(lambda clip: clip)] == keys[2:8]
+    epochs = [[clip.key for clip in part.epoch(epoch)] for epoch in range(3)]
+    assert len({tuple(epoch) for epoch in epochs}) == 3
+    assert all(sorted(epoch) == sorted(keys[2:8]) for epoch in epochs)
 
 
 def test_select_and_map(made: Path) -> None:
@@ -507,6 +513,12 @@ def test_select_and_map(made: Path) -> None:
     assert [clip.key for clip in clips.select([4, 0, -1])] == [clips[4].key, clips[0].key, clips[8].key]
     with pytest.raises(IndexError):
         clips.select([9])
+    for mask in ([True, False], np.array([True, False]), [1.5]):
+        with pytest.raises(UsageError, match="is no index"):
+            clips.select(mask)  # type: ignore[arg-type]
+    assert clips.select(np.array([1, 2]))[0].key == clips[1].key
+    assert len(clips.select([])) == 0
+    assert len({clips[0], clips[0], clips[1]}) == 2
     actions = firsts.map(lambda clip: clip.action).map(str.upper)
     assert list(actions) == ["STIR POT 0"] * 3
     assert actions[1] == "STIR POT 0"
@@ -533,8 +545,11 @@ def test_options_that_cannot_be(made: Path) -> None:
         load_split("train", made, unit="clips")  # type: ignore[call-overload]
     with pytest.raises(UsageError, match="window=0: a window has at least 1 step"):
         load_split("train", made, unit="window", window=0)
-    with pytest.raises(UsageError, match="num_frames=0"):
-        load_split("train", made, frames=0)
+    for frames in (0, True, "8", 2.0):
+        with pytest.raises(UsageError, match=f"num_frames={frames!r}: a whole number, at least 1"):
+            load_split("train", made, frames=frames)  # type: ignore[call-overload]
+    with pytest.raises(UsageError, match=r"give frames\(\[8\]\) or frames\(num_frames=8\)"):
+        load_split("train", made, unit="clip")[0].frames(8)  # type: ignore[arg-type]
 
 
 def test_a_header_that_tarfile_would_not_believe_is_not_believed(copied: Path) -> None:
