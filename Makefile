@@ -5,6 +5,7 @@ OUT ?= shards
 VENV := .venv
 BIN := $(VENV)/bin
 READY := $(VENV)/.ready
+BENCH := .venv-bench
 SOURCES := cookgen pipelines tests
 
 run_options = $(if $(SOURCE),--source "$(SOURCE)") $(if $(VIDEOS),--videos "$(VIDEOS)") \
@@ -13,10 +14,10 @@ run_options = $(if $(SOURCE),--source "$(SOURCE)") $(if $(VIDEOS),--videos "$(VI
 	$(if $(IDS),--ids "$(IDS)") $(if $(SET),--set $(SET))
 
 .DEFAULT_GOAL := help
-.PHONY: help setup shards test test-full check fix golden bench clean
+.PHONY: help setup shards test test-full check fix golden bench bench-env bench-dataset clean
 
 help:  ## list the targets
-	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-11s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-13s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
 
 setup: $(READY)  ## make .venv with everything in it
 
@@ -56,5 +57,17 @@ golden: $(READY)  ## write the golden files again; read the difference before yo
 bench: $(READY)  ## seconds of video a second of wall and of CPU for each stage, and peak memory, on the demo
 	$(BIN)/python tests/benchmarks/bench.py
 
-clean:  ## remove the environment and caches, never shards
-	rm -rf $(VENV) .pytest_cache .mypy_cache .ruff_cache .hypothesis build dist
+bench-env: $(BENCH)/.ready  ## make .venv-bench: the readers that only the benchmark of the dataset needs, laid over .venv
+
+$(BENCH)/.ready: $(READY) envs/bench.txt
+	test -x $(BENCH)/bin/python || $(BIN)/python -m venv $(BENCH)
+	$(BIN)/python -c 'import sysconfig; print("import site; site.addsitedir(%r)" % sysconfig.get_path("purelib"))' \
+		> "$$($(BENCH)/bin/python -c 'import sysconfig; print(sysconfig.get_path("purelib"))')/main.pth"
+	$(BENCH)/bin/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -r envs/bench.txt
+	@touch $@
+
+bench-dataset: $(BENCH)/.ready  ## what reading the shards in OUT costs, beside other readers of the same bytes: [OUT=shards]
+	$(BENCH)/bin/python tests/benchmarks/dataset.py "$(OUT)"
+
+clean:  ## remove the environments and caches, never shards
+	rm -rf $(VENV) $(BENCH) .pytest_cache .mypy_cache .ruff_cache .hypothesis build dist

@@ -24,6 +24,8 @@ from cookgen.records import Features, Manifest, faults
 from cookgen.records import Narrative as Row
 
 _COMPUTE_AGAIN = "Compute it again with `cookgen features`"
+_MAX_GAP_BYTES = 4096  # between two .npy files: padding and a tar header, three blocks more where the name is long
+_AT_ONCE = 512  # arrays; the operating system takes 1024 buffers a call
 
 
 def feature_path(name: str, relative: str) -> str:
@@ -47,28 +49,40 @@ class Sidecar:
         path = self.location.path(relative, sha256=self.features.sha256s[row.shard])
         name = self.location.name(relative)
         out = np.empty((num, *self.features.shape), np.float16)
-        header = npy_header(self.features.shape)
         try:
-            spans, offsets = _index(path, path.stat().st_mtime_ns)
-            start, num_steps = spans[row.narrative]
-            if num_steps != row.num_steps:
-                raise FormatError(f"{name}: {num_steps} of {row.num_steps} steps of {row.narrative}. {_COMPUTE_AGAIN}")
-            with path.open("rb", buffering=0) as stream:
-                for place in range(num):
-                    offset = offsets[start + first + place]
-                    if os.pread(stream.fileno(), len(header), offset) != header:
-                        raise FormatError(
-                            f"{name}: {row.narrative}-{first + place:03d}.npy is not float16 "
-                            f"{list(self.features.shape)}. {_COMPUTE_AGAIN}"
-                        )
-                    view = memoryview(out[place]).cast("B")
-                    if os.preadv(stream.fileno(), [view], offset + len(header)) != view.nbytes:
-                        raise FormatError(f"{name}: ends within {row.narrative}-{first + place:03d}. {_COMPUTE_AGAIN}")
-        except KeyError:
-            raise FormatError(f"{name}: does not hold {row.narrative}. {_COMPUTE_AGAIN}") from None
-        except OSError as error:
-            raise FormatError(f"{name}: cannot be read ({error}). {_COMPUTE_AGAIN}") from error
+            handle = os.open(path, os.O_RDONLY)
+            try:
+                spans, offsets = _index(path, os.fstat(handle).st_mtime_ns)
+                start, num_steps = spans.get(row.narrative, (0, 0))
+                if num_steps != row.num_steps:
+                    raise FormatError(f"{num_steps} of {row.num_steps} steps of {row.narrative}")
+                for done in range(0, num, _AT_ONCE):
+                    part = out[done : done + _AT_ONCE]
+                    place = start + first + done
+                    _fill(handle, offsets[place : place + len(part)], part)
+            finally:
+                os.close(handle)
+        except (FormatError, OSError) as error:
+            raise FormatError(f"{name}: cannot be read for {row.narrative} ({error}). {_COMPUTE_AGAIN}") from error
         return out
+
+
+def _fill(handle: int, offsets: array[int], out: NDArray[np.float16]) -> None:
+    """Reads the .npy files at `offsets` into the rows of `out` [N, …], in one call and without a copy."""
+    header = npy_header(out.shape[1:])
+    rows = out.data.cast("B")
+    size = len(header) + rows.nbytes // len(out)  # of a .npy file
+    ends = [offsets[0], *(offset + size for offset in offsets[:-1])]
+    if any(not 0 <= offset - end <= _MAX_GAP_BYTES for offset, end in zip(offsets, ends, strict=True)):
+        raise FormatError(f"not every array is float16 {list(out.shape[1:])}")
+    gaps = [bytearray(offset - end + len(header)) for offset, end in zip(offsets, ends, strict=True)]
+    buffers: list[bytearray | memoryview] = []  # by turns what stands before an array, and the array
+    for place, gap in enumerate(gaps):
+        buffers += [gap, rows[place * (size - len(header)) : (place + 1) * (size - len(header))]]
+    if os.preadv(handle, buffers, offsets[0]) != sum(map(len, buffers)):
+        raise FormatError("it ends too early")
+    if not all(gap.endswith(header) for gap in gaps):
+        raise FormatError(f"not every array is float16 {list(out.shape[1:])}")
 
 
 class FeatureArrays(Mapping[str, NDArray[np.float16]]):

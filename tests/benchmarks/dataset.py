@@ -41,13 +41,13 @@ import tyro
 
 from cookgen import load_split
 from cookgen.dataset.decode import read_frames
-from cookgen.dataset.sample import SUFFIXES
 from cookgen.dataset.tables import read_table, table_path
 from cookgen.dataset.tar import tar_member
 from cookgen.errors import CookgenError
 from cookgen.files import canonical_json, file_sha256, narrative_name, write_atomic
 from cookgen.records import (
     FORMAT,
+    SUFFIXES,
     Action,
     Caption,
     Check,

@@ -84,7 +84,7 @@ def test_a_rejected_video(out: Path) -> None:
     text = inspect(out, "few.mp4")
     assert fields(text)["reason"] == "too_few_steps"
     assert "2 clips or actions, shards: unmatched" not in text  # two clips and two actions
-    assert fields(text)["before that"] == "4 clips or actions, shards: unmatched"
+    assert fields(text)["its parts"] == "4 clips or actions, shards: unmatched"
 
 
 def test_the_nearest_name_on_a_miss(out: Path) -> None:

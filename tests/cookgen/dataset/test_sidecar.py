@@ -88,12 +88,18 @@ def npy(array: np.ndarray) -> bytes:
     ("change", "message"),
     [
         (lambda members: members[:-1], "3 of 4 steps of demo-b"),
-        (lambda members: members[:-4], "does not hold demo-b"),
+        (lambda members: members[:-4], "0 of 4 steps of demo-b"),
         (lambda members: [*members[:-2], members[-1], members[-2]], "stands where it does not belong"),
         (lambda members: [*members, members[0]], "stands where it does not belong"),
-        (lambda members: [*members[:-1], (members[-1][0], npy(np.zeros(SHAPE, np.float32)))], "is not float16"),
-        (lambda members: [*members[:-1], (members[-1][0], npy(np.zeros((5, 3), np.float16)))], "is not float16"),
-        (lambda members: [*members[:-1], (members[-1][0], b"")], "is not float16"),
+        (
+            lambda members: [*members[:-1], (members[-1][0], npy(np.zeros(SHAPE, np.float32)))],
+            "not every array is float16",
+        ),
+        (
+            lambda members: [*members[:-1], (members[-1][0], npy(np.zeros((5, 3), np.float16)))],
+            "not every array is float16",
+        ),
+        (lambda members: [*members[:-1], (members[-1][0], b"")], "not every array is float16"),
     ],
 )
 def test_a_sidecar_that_is_not_aligned(

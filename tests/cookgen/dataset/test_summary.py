@@ -97,5 +97,4 @@ def test_the_card_of_a_set_as_it_is(tmp_path: Path) -> None:
     assert "- `clip`: float16 [4, 3], by " in text
     assert "unfinished" not in text
     (out / "features" / "clip").rename(out / "features" / "renamed")
-    with pytest.raises(FormatError, match="renamed"):
-        card_of(out)
+    assert "## Features" not in card_of(out)  # load_split would not join them

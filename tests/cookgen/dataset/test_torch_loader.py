@@ -7,13 +7,15 @@ import shutil
 import subprocess
 import sys
 from collections import Counter
+from collections.abc import Callable
+from functools import cache
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 import torch
-from hypothesis import HealthCheck, given, settings
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from cookgen import load_split
@@ -97,13 +99,40 @@ def test_own_functions_and_own_batches(made: Path) -> None:
     assert batch == [clip["key"] for clip in clips[:4]]
 
 
+@pytest.fixture(scope="module")
+def packed(tmp_path_factory: pytest.TempPathFactory) -> Callable[[int], Path]:
+    """The stories in shards of about so many bytes: from one shard a narrative to one for all."""
+
+    @cache
+    def make(target_shard_bytes: int) -> Path:
+        out = tmp_path_factory.mktemp("packed") / "set"
+        return make_set(out, STORIES, target_shard_bytes=target_shard_bytes)
+
+    return make
+
+
 @pytest.mark.filterwarnings("ignore:This DataLoader will create")  # more workers than cores
-@settings(max_examples=12, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
-@given(st.integers(1, 5), st.integers(0, 3), st.integers(1, 4), st.integers(0, 5), st.integers(0, 2), st.integers(0, 4))
+@settings(max_examples=20, deadline=None)
+@given(
+    st.integers(8_000, 300_000),
+    st.integers(1, 5),
+    st.integers(0, 3),
+    st.integers(1, 4),
+    st.integers(0, 5),
+    st.integers(0, 2),
+    st.integers(0, 4),
+)
 def test_exactly_once_and_resume_equals_never_stopped(
-    made: Path, batch_size: int, num_workers: int, num_ranks: int, seed: int, epoch: int, killed_after: int
+    packed: Callable[[int], Path],
+    shard_bytes: int,
+    batch_size: int,
+    num_workers: int,
+    num_ranks: int,
+    seed: int,
+    epoch: int,
+    killed_after: int,
 ) -> None:
-    clips = load_split("train", made, unit="clip", shuffle=True, seed=seed)
+    clips = load_split("train", packed(shard_bytes), unit="clip", shuffle=True, seed=seed)
     options: dict[str, Any] = {"batch_size": batch_size, "num_ranks": num_ranks}
     fresh = {"epoch": epoch, "position": 0, **_identity(clips)}
     epochs, states = [], []
@@ -137,6 +166,13 @@ def test_exactly_once_and_resume_equals_never_stopped(
 def _identity(clips: Any) -> dict[str, Any]:
     state = names_only(clips, batch_size=1).state_dict()
     return {name: state[name] for name in ("seed", "items")}
+
+
+def test_fewer_shards_than_workers(packed: Callable[[int], Path]) -> None:
+    out = packed(2**28)
+    assert len(list(out.glob("train/*.tar"))) == 1
+    clips = load_split("train", out, unit="clip", frames=1)
+    assert keys(list(clips.torch(batch_size=3, num_workers=2))) == [clip.key for clip in clips]
 
 
 def test_epochs_follow_one_another_and_differ(many: Path) -> None:
