@@ -62,26 +62,30 @@ def apply_settings(config: C, settings: list[str]) -> C:
     Raises UnknownNameError (with the nearest name) for a name that is not there, UsageError for a value that does not
     fit its type or contradicts another one.
     """
+    tree: dict[str, Any] = {}
     for setting in settings:
         name, equals, text = setting.partition("=")
         if not equals:
             raise UsageError(f"--set {setting}: write it as name=value, for example --set clips.max_s=20")
         if name not in known_names(config):
             raise UnknownNameError("setting", name, known_names(config))
-        config = _set(config, name, name.split("."), text)
-    return config
-
-
-def _set(config: C, name: str, steps: list[str], text: str) -> C:
-    head, *rest = steps
-    if rest:
-        value = _set(getattr(config, head), name, rest, text)
-    else:
-        value = _coerce(get_type_hints(type(config))[head], name, text)
+        *groups, last = name.split(".")
+        part, branch = config, tree
+        for group in groups:
+            part, branch = getattr(part, group), branch.setdefault(group, {})
+        branch[last] = _coerce(get_type_hints(type(part))[last], name, text)
     try:
-        return replace(config, **{head: value})  # type: ignore[type-var]
-    except ValueError as error:  # __post_init__ found a contradiction
-        raise UsageError(f"--set {name}={text}: {error}") from error
+        return _replaced(config, tree)  # all at once: two values may contradict the old ones but not each other
+    except ValueError as error:
+        raise UsageError(f"--set {' '.join(settings)}: {error}") from error
+
+
+def _replaced(config: C, tree: dict[str, Any]) -> C:
+    changes = {
+        name: _replaced(old, value) if is_dataclass(old := getattr(config, name)) else value
+        for name, value in tree.items()
+    }
+    return replace(config, **changes)  # type: ignore[type-var]
 
 
 def _coerce(hint: Any, name: str, text: str) -> Any:
