@@ -16,7 +16,7 @@ from typing import Annotated, Literal
 import tyro
 
 from cookgen import __version__
-from cookgen.commands import run_command
+from cookgen.commands import printable, run_command
 from cookgen.dataset.croissant import croissant_of
 from cookgen.dataset.export import export as export_set
 from cookgen.dataset.inspect import inspect as inspect_key
@@ -206,7 +206,6 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 def _say(text: str) -> None:
-    """Prints text of which parts may come out of a set: control characters and the like are escaped."""
-    shown = (mark if mark.isprintable() or mark == "\n" else ascii(mark)[1:-1] for mark in text)
-    sys.stdout.write("".join(shown) + "\n")
+    """Prints text of which parts may come out of a set."""
+    sys.stdout.write(printable(text, keep="\n") + "\n")
     sys.stdout.flush()

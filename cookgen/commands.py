@@ -21,6 +21,8 @@ def run_command(commands: Mapping[str, Callable[..., int]], args: Sequence[str],
     2 for a usage or input error, said in one line; 130 for Ctrl-C. `--set` may be repeated.
     """
     said = io.StringIO()
+    if isinstance(sys.stdout, io.TextIOWrapper):
+        sys.stdout.reconfigure(errors="backslashreplace")  # a terminal without our letters is no reason to stop
     try:
         with contextlib.redirect_stderr(said):
             command: Callable[[], int] = tyro.extras.subcommand_cli_from_dict(
@@ -34,17 +36,31 @@ def run_command(commands: Mapping[str, Callable[..., int]], args: Sequence[str],
             sys.stderr.write(f"error: {_one_line(said.getvalue())} ({prog} --help lists the options)\n")
             return 2
         return 0
+    except BrokenPipeError:
+        return _without_reader()
     try:
-        return command()
+        code = command()
+        sys.stdout.flush()
+        return code
     except CookgenError as error:
-        sys.stderr.write(f"error: {error}\n")
+        sys.stderr.write(f"error: {printable(str(error))}\n")
         return 2
     except KeyboardInterrupt:
         sys.stderr.write("interrupted; what was done is kept, the same command goes on from there\n")
         return 130
-    except BrokenPipeError:  # the reader of our output has gone
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        return 0
+    except BrokenPipeError:
+        return _without_reader()
+
+
+def printable(text: str, *, keep: str = "") -> str:
+    """Text of which parts came from outside, for a terminal: control characters are escaped but for those to keep."""
+    return "".join(mark if mark.isprintable() or mark in keep else ascii(mark)[1:-1] for mark in text)
+
+
+def _without_reader() -> int:
+    """The reader of our output has gone, and has had what it wanted."""
+    os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+    return 0
 
 
 def _deferred(function: Callable[..., int]) -> Callable[..., Callable[[], int]]:

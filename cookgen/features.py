@@ -137,6 +137,8 @@ def plan_features(out: Path, config: EncoderConfig, *, name: str | None = None, 
     plan = Plan(out, name, (), (), start, None)
     features = None if overwrite else _read(plan.folder / "features.json", Features)
     note = _read(plan.run_folder / "note.json", _Note)
+    if note is not None and not note.sha256s and not note.num_clips:
+        note = None  # it says nothing
     for found in (features, note):
         if found is not None and _encoder_of(found) != _encoder_of(start) and not overwrite:
             raise UsageError(
@@ -195,9 +197,10 @@ def compute_features(
         plan = plan_features(out, config, name=name, overwrite=overwrite)  # another run may have just ended
         if plan.features is not None and plan.is_complete:
             return plan.features
+        encoder = config.load() if plan.to_do else None  # a model that cannot be loaded leaves all as it was
         _write_note(plan, plan.note)
         (plan.folder / "features.json").unlink(missing_ok=True)  # from here on the folder is not whole
-        note = _encode(config, plan, show)
+        note = plan.note if encoder is None else _encode(encoder, config, plan, show)
         listed = {plan.folder / path for path in note.sha256s}
         for path in plan.folder.rglob("*"):  # of shards that the set no longer has, or of a killed run
             if path.is_file() and path not in listed:
@@ -229,16 +232,13 @@ def _write_note(plan: Plan, note: _Note) -> None:
     write_atomic(plan.run_folder / "note.json", canonical_json(note.to_json()))
 
 
-def _encode(config: EncoderConfig, plan: Plan, show: Callable[[Tally], None]) -> _Note:
+def _encode(encoder: Encoder, config: EncoderConfig, plan: Plan, show: Callable[[Tally], None]) -> _Note:
     """Writes the sidecars that are to do, noting how far it is; returns the last note."""
     note = plan.note
-    if not plan.to_do:
-        return note
     kept = sum(shard.num_clips for shard in plan.kept) + note.num_clips
     tally = Tally(total=sum(shard.num_clips for shard in plan.kept + plan.to_do), done=kept, reused=kept)
     show(tally)
     narratives = [narrative for split in read_manifest(plan.out).splits for narrative in load_split(split, plan.out)]
-    encoder = config.load()
     for shard in plan.to_do:
         steps = _checked_steps(plan.out, shard, [item for item in narratives if item.row.shard == shard.path])
         note = note.goes_on(of_next=shard.sha256)

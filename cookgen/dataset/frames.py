@@ -42,7 +42,7 @@ class FrameRule:
         """
         first, end = 0, num_frames
         if self.span_s is not None:
-            first, end = (min(math.ceil((bound - _ROUNDING) * fps), num_frames) for bound in self.span_s)
+            first, end = (math.ceil(min((bound - _ROUNDING) * fps, num_frames)) for bound in self.span_s)
         if self.num_frames is None:
             return range(first, end, self.every or 1)
         if first >= end:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import fcntl
 import os
 import tempfile
@@ -15,9 +16,10 @@ import fsspec
 from fsspec.utils import get_protocol
 
 from cookgen.errors import FormatError, InputError, UsageError
-from cookgen.files import atomic_path, file_sha256
+from cookgen.files import atomic_path, explained, file_sha256
 
 _LOCAL = ("file", "local")
+_OF_THE_CACHE = {errno.ENOSPC, errno.EDQUOT, errno.EROFS}  # errors of this machine's disk, not of the other one
 
 
 @dataclass(frozen=True)
@@ -58,31 +60,35 @@ class Location:
             path.write_bytes(self.read(relative))
             yield path
 
-    def path(self, relative: str, *, sha256: str) -> Path:
+    def path(self, relative: str, *, sha256: str, num_bytes: int | None = None) -> Path:
         """A shard or sidecar on this machine: itself, unchecked, or the cache's copy, checked when it was fetched.
 
-        The cache keeps a file under its sha256, so what was published anew is never mixed with what was there before.
-        Raises InputError where it cannot be fetched, FormatError where its bytes are others.
+        The cache keeps a file under its sha256, so what was published anew is never mixed with what was there before;
+        one that has not `num_bytes` any more is fetched again. Raises InputError where it cannot be fetched,
+        FormatError where its bytes are others, OutputError where the cache cannot be written.
         """
         if self.cache is None:
             return Path(self.root, relative)
         path = self.cache / sha256 / Path(relative).name
-        if path.is_file():
+        if _is_whole(path, num_bytes):
             return path
-        path.parent.mkdir(parents=True, exist_ok=True)
-        with (path.parent / ".lock").open("w") as lock:
-            fcntl.flock(lock, fcntl.LOCK_EX)  # the other workers wait for this copy instead of making their own
-            if not path.is_file():
-                with atomic_path(path) as temporary:
-                    try:
-                        self._ask(relative, lambda system, remote: system.get_file(remote, str(temporary)))
-                    except FileNotFoundError:
-                        raise FormatError(f"{self.name(relative)}: missing, and the set lists it") from None
-                    if (found := file_sha256(temporary)) != sha256:
-                        raise FormatError(
-                            f"{self.name(relative)}: its sha256 is {found}, the set says {sha256}: publish it again"
-                        )
+        with explained(path, "Choose another cache folder: cache=, or $COOKGEN_CACHE"):
+            path.parent.mkdir(parents=True, exist_ok=True)
+            with (path.parent / ".lock").open("w") as lock:
+                fcntl.flock(lock, fcntl.LOCK_EX)  # the other workers wait for this copy instead of making their own
+                if not _is_whole(path, num_bytes):
+                    with atomic_path(path) as temporary:
+                        self._fetch(relative, temporary, sha256)
         return path
+
+    def _fetch(self, relative: str, temporary: Path, sha256: str) -> None:
+        changed = "it was damaged on its way, or the set was published anew: open it again"
+        try:
+            self._ask(relative, lambda system, remote: system.get_file(remote, str(temporary)))
+        except FileNotFoundError:
+            raise FormatError(f"{self.name(relative)}: missing, and the set lists it: {changed}") from None
+        if (found := file_sha256(temporary)) != sha256:
+            raise FormatError(f"{self.name(relative)}: its sha256 is {found}, the set says {sha256}: {changed}")
 
     def _ask(self, relative: str, question: Callable[[Any, str], Any]) -> Any:
         """What the URL's file system answers; each kind raises errors of its own."""
@@ -95,6 +101,8 @@ class Location:
             remedy = "for s3:// install cookgen[s3], for hf:// cookgen[hub]"
             raise UsageError(f"{self.root}: {error}: {remedy}") from error
         except Exception as error:
+            if isinstance(error, OSError) and error.errno in _OF_THE_CACHE:
+                raise
             reason = " ".join(str(error).split())[:300] or type(error).__name__
             remedy = "check the address, the network and your credentials"
             raise InputError(f"{self.name(relative)}: cannot be read ({reason}): {remedy}") from error
@@ -116,7 +124,11 @@ def locate(
         if cache is not None or storage_options is not None:
             raise UsageError(f"{text}: a folder is read where it lies; cache and storage_options are for URLs")
         return Location(
-            str(Path(text.split("://")[-1]).absolute())
+            str(Path(text.split("://")[-1]).expanduser().absolute())
         )  # pickled splits must not hang on the working folder
     home = Path(cache or os.environ.get("COOKGEN_CACHE") or Path.home() / ".cache" / "cookgen")
     return Location(text.rstrip("/"), home.expanduser().absolute(), storage_options)
+
+
+def _is_whole(path: Path, num_bytes: int | None) -> bool:
+    return path.is_file() and num_bytes in (None, path.stat().st_size)

@@ -46,8 +46,9 @@ class Dealing:
     remainder: Remainder
 
     def __post_init__(self) -> None:
-        if self.batch_size < 1 or self.num_ranks < 1:
-            raise UsageError(f"batch_size {self.batch_size}, num_ranks {self.num_ranks}: each is at least 1")
+        for name, value in (("batch_size", self.batch_size), ("num_ranks", self.num_ranks)):
+            if type(value) is not int or value < 1:
+                raise UsageError(f"{name} {value!r}: a whole number, at least 1")
         if self.remainder not in get_args(Remainder):
             raise UnknownNameError("remainder", self.remainder, get_args(Remainder))
         assert 0 <= self.start <= self.num_items
@@ -79,9 +80,18 @@ class Dealing:
         """The position in the epoch's order once the steps [0, step) are done."""
         return min(self.start + step * self.items_a_step, self.num_items)
 
-    def positions(self, step: int, rank: int) -> range | list[int]:
-        """The positions in the epoch's order that `rank` gets in this step; rising but for repeated ones."""
+    @property
+    def may_be_empty(self) -> bool:
+        """Whether some ranks get no item in the last step."""
+        left = (self.num_items - self.start) % self.items_a_step
+        return self.remainder == "short" and 0 < left < self.num_ranks
+
+    def positions(self, step: int, rank: int) -> range:
+        """The positions in the epoch's order that `rank` gets in this step.
+
+        From num_items on they stand for repeated items: position % num_items.
+        """
         first, end = self.start + step * self.items_a_step, self.start + (step + 1) * self.items_a_step
-        if end <= self.num_items or self.remainder != "repeat":
-            return range(first + rank, min(end, self.num_items), self.num_ranks)
-        return [position % self.num_items for position in range(first + rank, end, self.num_ranks)]
+        if self.remainder != "repeat":
+            end = min(end, self.num_items)
+        return range(first + rank, end, self.num_ranks)

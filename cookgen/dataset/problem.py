@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+from cookgen.commands import printable
+
 _LONGEST = 400
 
 
@@ -23,12 +25,11 @@ class Problem:
 
     def __post_init__(self) -> None:
         for name in ("where", "rule", "found"):
-            object.__setattr__(self, name, _printable(getattr(self, name)))
+            object.__setattr__(self, name, _shown(getattr(self, name)))
 
     def __str__(self) -> str:
         return f"{'warning: ' * self.is_warning}{self.where}: {self.found}. Rule: {self.rule}."
 
 
-def _printable(text: str) -> str:
-    text = text if len(text) <= _LONGEST else text[:_LONGEST] + " …"
-    return "".join(character if character.isprintable() else ascii(character)[1:-1] for character in text)
+def _shown(text: str) -> str:
+    return printable(text if len(text) <= _LONGEST else text[:_LONGEST] + " …")

@@ -254,10 +254,13 @@ def _publish_to_files(files: Sequence[PublishedFile], to: str, say: Callable[[st
 
 
 def _file_system(to: str) -> tuple[Any, str]:
+    if not to:
+        raise UsageError("TO is empty: name a folder, a URL or hf://datasets/USER/NAME")
     try:
         system, root = fsspec.url_to_fs(to)
-    except (ValueError, ImportError) as error:
-        raise UsageError(f"{to}: {error}") from error
+    except Exception as error:
+        reason = " ".join(str(error).split())[:300] or type(error).__name__
+        raise UsageError(f"{to}: cannot be reached ({reason}); give a folder, or a URL that fsspec knows") from error
     return system, root.rstrip("/")
 
 

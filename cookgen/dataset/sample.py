@@ -20,10 +20,10 @@ from cookgen.dataset.frames import FrameRule
 from cookgen.dataset.location import Location
 from cookgen.dataset.sidecar import FeatureArrays, Sidecar
 from cookgen.errors import FormatError, UsageError
-from cookgen.records import SUFFIXES, Sample, faults
+from cookgen.records import SUFFIXES, Sample, Shard, faults
 from cookgen.records import Narrative as Row
 
-_FETCH_AGAIN = "The set is damaged or was not copied whole: fetch it again"
+_FETCH_AGAIN = "The set is damaged or was not copied whole: fetch it again (out of a cache, delete the file)"
 _BLOCK = 512  # of a tar file
 
 
@@ -32,7 +32,7 @@ class Reader:
     """How a split reads its set: what each of its samples needs in order to read itself."""
 
     location: Location
-    shards: Mapping[str, str]  # path -> sha256
+    shards: Mapping[str, Shard]  # by path, as dataset.json lists them
     frame_rule: FrameRule | None = None  # None: frames() gives all, batches hold none
     sidecars: Mapping[str, Sidecar] = field(default_factory=dict)
 
@@ -239,7 +239,8 @@ def read_steps(reader: Reader, row: Row) -> tuple[Step, ...]:
 
     Raises FormatError unless that part holds exactly the members of the narrative.
     """
-    shard = reader.location.path(row.shard, sha256=reader.shards[row.shard])
+    listed = reader.shards[row.shard]
+    shard = reader.location.path(row.shard, sha256=listed.sha256, num_bytes=listed.num_bytes)
     names = [f"{row.narrative}-{index:03d}.{suffix}" for index in range(row.num_steps) for suffix in SUFFIXES]
     handle = open_shard(shard)
     try:
@@ -294,6 +295,6 @@ def _members(handle: int, shard: Path, row: Row, names: set[str]) -> dict[str, M
                 members[info.name] = Member(shard, info.offset_data, info.size)
             if tar.offset != end:
                 raise FormatError(f"{shard}: {row.narrative} ends at {tar.offset}, not at {end}. {_FETCH_AGAIN}")
-    except (tarfile.TarError, OSError, ValueError, RecursionError) as error:
+    except (tarfile.TarError, OSError, ValueError, RecursionError, OverflowError, MemoryError) as error:
         raise FormatError(f"{shard}: no readable tar file at {row.narrative} ({error}). {_FETCH_AGAIN}") from error
     return members

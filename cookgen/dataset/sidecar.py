@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import functools
 import io
+import math
 import os
 import tarfile
 from array import array
@@ -23,7 +24,8 @@ from cookgen.errors import FormatError, UnknownNameError
 from cookgen.records import Features, Manifest, faults
 from cookgen.records import Narrative as Row
 
-_COMPUTE_AGAIN = "Compute it again with `cookgen features`"
+_COMPUTE_AGAIN = "Run `cookgen features` again"
+_DELETE = "Delete the file and run `cookgen features` again"
 _MAX_GAP_BYTES = 4096  # between two .npy files: padding and a tar header, three blocks more where the name is long
 _AT_ONCE = 512  # arrays; the operating system takes 1024 buffers a call
 
@@ -48,7 +50,6 @@ class Sidecar:
         relative = feature_path(self.features.name, row.shard)
         path = self.location.path(relative, sha256=self.features.sha256s[row.shard])
         name = self.location.name(relative)
-        out = np.empty((num, *self.features.shape), np.float16)
         try:
             handle = os.open(path, os.O_RDONLY)
             try:
@@ -56,6 +57,9 @@ class Sidecar:
                 start, num_steps = spans.get(row.narrative, (0, 0))
                 if num_steps != row.num_steps:
                     raise FormatError(f"{num_steps} of {row.num_steps} steps of {row.narrative}")
+                if 2 * num * math.prod(self.features.shape) > os.fstat(handle).st_size:  # before memory is taken for it
+                    raise FormatError(f"it has no room for {num} arrays {list(self.features.shape)}")
+                out = np.empty((num, *self.features.shape), np.float16)
                 for done in range(0, num, _AT_ONCE):
                     part = out[done : done + _AT_ONCE]
                     place = start + first + done
@@ -63,7 +67,7 @@ class Sidecar:
             finally:
                 os.close(handle)
         except (FormatError, OSError) as error:
-            raise FormatError(f"{name}: cannot be read for {row.narrative} ({error}). {_COMPUTE_AGAIN}") from error
+            raise FormatError(f"{name}: cannot be read for {row.narrative} ({error}). {_DELETE}") from error
         return out
 
 
@@ -153,11 +157,11 @@ def _index(path: Path, mtime_ns: int) -> tuple[dict[str, tuple[int, int]], array
                 start, num_steps = spans.get(narrative, (len(offsets), 0))
                 wanted = f"{narrative}-{num_steps:03d}.npy"
                 if not member.isreg() or member.name != wanted or start + num_steps != len(offsets):
-                    raise FormatError(f"{path}: {member.name!r} stands where it does not belong. {_COMPUTE_AGAIN}")
+                    raise FormatError(f"{path}: {member.name!r} stands where it does not belong. {_DELETE}")
                 spans[narrative] = start, num_steps + 1
                 offsets.append(member.offset_data)
-    except (tarfile.TarError, ValueError, RecursionError) as error:
-        raise FormatError(f"{path}: not a readable tar file ({error}). {_COMPUTE_AGAIN}") from error
+    except (tarfile.TarError, ValueError, RecursionError, OverflowError, MemoryError) as error:
+        raise FormatError(f"{path}: not a readable tar file ({error}). {_DELETE}") from error
     return spans, offsets
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path, PurePosixPath
 from typing import TYPE_CHECKING, Any, Literal, TypeVar, get_args, overload
 
@@ -157,6 +157,10 @@ class Split(Sequence[T_co]):
     def __len__(self) -> int:
         return len(self._items)
 
+    def __iter__(self) -> Iterator[T_co]:
+        # Sequence's own would take an IndexError of a function, say of step.frames([99]), for the end.
+        return (self[index] for index in range(len(self)))
+
     @overload
     def __getitem__(self, index: int) -> T_co: ...
     @overload
@@ -283,7 +287,7 @@ def load_split(
     rows = _rows(location, manifest, split)
     reader = Reader(
         location,
-        {shard.path: shard.sha256 for shard in manifest.splits[split].shards},
+        {shard.path: shard for shard in manifest.splits[split].shards},
         _frame_rule(frames),
         {name: open_sidecar(location, name, manifest) for name in features},
     )

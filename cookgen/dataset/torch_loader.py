@@ -110,12 +110,14 @@ class Loader:
             batches,
             batch_size=None,
             collate_fn=_as_it_is,
-            generator=torch.Generator().manual_seed(epoch),
+            generator=torch.Generator().manual_seed(_worker_seed(self._seed or 0, epoch, self.rank, dealing.start)),
             **self._workers,
         )
         for step, read in enumerate(loader):
             if read.error is not None:
                 raise read.error
+            if step == 0 and dealing.may_be_empty:
+                _without_rows(read.batch)  # says on every rank, and now, if a batch without rows cannot be made
             self._position = dealing.after(step + 1)
             self._count(read)
             yield read.batch
@@ -185,27 +187,28 @@ class _Batches(Dataset[_Read]):
         return self.dealing.num_steps
 
     def __getitem__(self, step: int) -> _Read:
-        positions, skipped = self.dealing.positions(step, self.rank), dict[str, str]()
-        first = self.dealing.after(step)
-        num_repeated = sum(position < first for position in positions)
+        positions, num_items = self.dealing.positions(step, self.rank), len(self.order)
+        skipped: dict[str, str] = {}
         try:
-            items = list(self._readable(positions, skipped))
-            if items:
-                return _Read(self.collate(items), len(items), num_repeated, skipped, None)
+            found = list(self._readable(positions, skipped))
+            if found:
+                num_repeated = sum(position >= num_items for position, _ in found)
+                return _Read(self.collate([item for _, item in found]), len(found), num_repeated, skipped, None)
             # The next item that can be read, in the place of those that cannot, or without rows where there are none.
-            others = (position % len(self.order) for position in range(first, first + len(self.order)))
-            batch = self.collate([next(self._readable(others, skipped))])
-            is_empty = not positions
+            first = self.dealing.after(step)
+            _, item = next(self._readable(range(first, first + num_items), skipped))
+            batch, is_empty = self.collate([item]), not positions
             return _Read(_without_rows(batch) if is_empty else batch, not is_empty, not is_empty, skipped, None)
         except StopIteration:
-            error = InputError(f"split {self.split.name!r}: none of its {len(self.order)} items can be read")
+            error = InputError(f"split {self.split.name!r}: none of its {num_items} items can be read")
             return _Read(None, 0, 0, skipped, error)
         except InputError as error:
             return _Read(None, 0, 0, skipped, error)
 
-    def _readable(self, positions: Iterable[int], skipped: dict[str, str]) -> Iterator[Any]:
+    def _readable(self, positions: Iterable[int], skipped: dict[str, str]) -> Iterator[tuple[int, Any]]:
+        """(position, item) of those that can be read."""
         for position in positions:
-            index = int(self.order[position])
+            index = int(self.order[position % len(self.order)])
             try:
                 item = self.split[index]
             except InputError as error:
@@ -213,7 +216,7 @@ class _Batches(Dataset[_Read]):
                     raise
                 skipped[self.split.name_of(index)] = str(error)
                 continue
-            yield item
+            yield position, item
 
 
 def collate_arrays(samples: list[dict[str, Any]]) -> dict[str, Any]:
@@ -254,12 +257,30 @@ def _tensors(value: Any) -> Any:
 
 
 def _without_rows(batch: Any) -> Any:
-    """The batch with none of its rows: what a rank gets in a step for which no item is left."""
+    """The batch with none of its rows: what a rank gets in a step for which no item is left.
+
+    Numbers and texts have no rows and stay. Raises UsageError for what cannot be cut.
+    """
     if isinstance(batch, Mapping):
         return {name: _without_rows(value) for name, value in batch.items()}
     if isinstance(batch, tuple):
-        return tuple(_without_rows(value) for value in batch)
-    return batch[:0]
+        values = map(_without_rows, batch)
+        return type(batch)(*values) if hasattr(batch, "_fields") else tuple(values)
+    if isinstance(batch, list):
+        return []
+    if isinstance(batch, torch.Tensor | np.ndarray):
+        return batch[:0] if batch.ndim else batch
+    if batch is None or isinstance(batch, str | bytes | int | float | np.generic):
+        return batch
+    raise UsageError(
+        f"remainder='short' leaves a rank without items at the end of an epoch, and a {type(batch).__name__} has no"
+        " rows to leave out; let collate make dicts, tuples, lists or tensors, or use remainder='drop' or 'repeat'"
+    )
+
+
+def _worker_seed(*parts: int) -> int:
+    """What the workers' random numbers start from: others for each seed, epoch, rank and resumed position."""
+    return int(np.random.SeedSequence(parts).generate_state(1)[0])
 
 
 def _as_it_is(read: Any) -> Any:

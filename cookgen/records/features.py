@@ -26,7 +26,7 @@ class Features(Record):
     model: str
     revision: str
     dtype: Literal["float16"]
-    shape: tuple[PositiveInt, ...]  # of one clip's array
+    shape: tuple[PositiveInt, ...] = Field(max_length=8)  # of one clip's array
     config: dict[str, Any]  # the encoder's kind and all its settings that change what comes out
     sha256s: dict[str, Sha256]  # of the sidecar's tar file
     of_shards: dict[str, Sha256]  # of the shard that it was computed from

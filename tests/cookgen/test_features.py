@@ -407,6 +407,20 @@ def test_features_of_several_shapes_name_the_clip(out: Path) -> None:
         compute_features(out, Lengths())
 
 
+def test_a_model_that_cannot_be_loaded_leaves_all_as_it_was(out: Path, clip: ClipConfig, tmp_path: Path) -> None:
+    compute_features(out, clip)
+    before = files(out)
+    (tmp_path / "broken").mkdir()
+    (tmp_path / "broken" / "config.json").write_text("{}")
+    broken = replace(clip, model=str(tmp_path / "broken"))
+    with pytest.raises(ModelError):
+        compute_features(out, broken, overwrite=True)
+    assert files(out) == before
+    with pytest.raises(ModelError):
+        compute_features(out, broken, name="new")
+    compute_features(out, clip, name="new")  # the name is still free
+
+
 def test_two_runs_at_once_are_refused(out: Path, clip: ClipConfig) -> None:
     refused: list[str] = []
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from itertools import pairwise
 from typing import Any
 
@@ -49,6 +50,7 @@ def test_spans_in_numbers() -> None:
     assert list(FrameRule(span_s=(0.5, 1.0), num_frames=2).indices(100, 10)) == [6, 8]
     assert list(FrameRule(span_s=(9.5, 20.0)).indices(100, 10)) == [95, 96, 97, 98, 99]
     assert list(FrameRule(span_s=(10.0, 20.0), num_frames=4).indices(100, 10)) == []
+    assert list(FrameRule(span_s=(9.75, math.inf)).indices(100, 10)) == [98, 99]
 
 
 @pytest.mark.parametrize(

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import multiprocessing
+import os
 import shutil
 from collections.abc import Iterator
 from pathlib import Path
@@ -15,7 +16,7 @@ import pytest
 
 from cookgen import load_split
 from cookgen.dataset.location import Location
-from cookgen.errors import FormatError, InputError, UnknownNameError, UsageError
+from cookgen.errors import FormatError, InputError, OutputError, UnknownNameError, UsageError
 from cookgen.files import file_sha256
 from tests.shardset import Story, add_features, feature_of, make_set
 
@@ -135,6 +136,22 @@ def test_what_is_missing_or_damaged_there(memory: str, tmp_path: Path) -> None:
     system.rm("/damaged/dataset.json")
     with pytest.raises(InputError, match=r"memory://damaged/dataset\.json: not found"):
         load_split("train", memory, cache=tmp_path)
+
+
+def test_a_file_of_the_cache_that_lost_its_end_is_fetched_again(memory: str, tmp_path: Path) -> None:
+    actions = [step.action for step in load_split("train", memory, unit="clip", cache=tmp_path)]
+    for path in tmp_path.glob("*/*.tar"):
+        os.truncate(path, 700)
+    assert [step.action for step in load_split("train", memory, unit="clip", cache=tmp_path)] == actions
+
+
+def test_a_cache_that_cannot_be_written(memory: str, tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("")
+    narrative = load_split("train", memory, cache=tmp_path / "file")[0]
+    with pytest.raises(
+        OutputError, match=r"cannot be written.*Choose another cache folder: cache=, or \$COOKGEN_CACHE"
+    ):
+        narrative.steps  # noqa: B018
 
 
 def test_features_that_were_added_later_are_found(memory: str, made: Path, tmp_path: Path) -> None:

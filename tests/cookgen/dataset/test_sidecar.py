@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import json
 import pickle
 import shutil
 import tarfile
@@ -121,7 +122,7 @@ def test_a_sidecar_that_ends_early_or_is_no_tar_file(copied: Path) -> None:
     narrative = load_split("train", copied, features=("one",))[0]
     path = copied / "features" / "one" / narrative.row.shard
     path.write_bytes(path.read_bytes()[: 512 + 130])
-    with pytest.raises(FormatError, match=r"Compute it again with `cookgen features`"):
+    with pytest.raises(FormatError, match=r"Delete the file and run `cookgen features` again"):
         np.array(narrative.features["one"])
     path.write_bytes(b"no tar file" * 100)
     with pytest.raises(FormatError, match="not a readable tar file"):
@@ -131,10 +132,20 @@ def test_a_sidecar_that_ends_early_or_is_no_tar_file(copied: Path) -> None:
         np.array(narrative.features["one"])
 
 
+@pytest.mark.parametrize("shape", [(10**13,), (2**31, 2**31), (1,) * 100])
+def test_a_shape_that_no_file_can_hold(copied: Path, shape: tuple[int, ...]) -> None:
+    path = copied / "features" / "one" / "features.json"
+    path.write_text(canonical_json({**json.loads(path.read_text()), "shape": shape}))
+    with pytest.raises(FormatError, match=r"no room for 2 arrays|features\.json: shape"):
+        np.array(load_split("train", copied, features=("one",))[0].features["one"])
+
+
 def test_features_of_another_set_are_refused(copied: Path, tmp_path: Path) -> None:
     other = make_set(tmp_path / "other", STORIES[:1] + STORIES[3:])
     shutil.copytree(copied / "features", other / "features")
-    with pytest.raises(FormatError, match=r"features\.json: not computed from this set's train/.*Compute it again"):
+    with pytest.raises(
+        FormatError, match=r"features\.json: not computed from this set's train/.*Run `cookgen features` again"
+    ):
         load_split("train", other, features=("one",))
 
 

@@ -528,6 +528,30 @@ def test_select_and_map(made: Path) -> None:
     assert [clip.key for clip in shuffled.epoch(1)] != [clip.key for clip in shuffled.epoch(2)]
 
 
+def test_an_index_error_of_a_function_is_no_end(made: Path) -> None:
+    clips = load_split("train", made, unit="clip")
+    with pytest.raises(IndexError, match="no frame 99"):
+        list(clips.map(lambda clip: clip.frames([99]) if clip.index == 1 else clip))
+    with pytest.raises(IndexError, match="no frame 99"):
+        clips.select(lambda clip: clip.index == 0 or clip.frames([99]).any())
+
+
+@pytest.mark.parametrize("kind", [b"x", b"g", b"L", b"K"])
+def test_a_header_that_claims_more_than_there_is(copied: Path, kind: bytes) -> None:
+    narrative = load_split("train", copied)[0]
+    shard, start = copied / narrative.row.shard, narrative.row.first_member_offset
+    header = bytearray(shard.read_bytes()[start : start + 512])
+    header[156:157] = kind
+    header[124:136] = b"\x80" + (2**62).to_bytes(11, "big")
+    header[148:156] = b"        "
+    header[148:156] = b"%06o\0 " % sum(header)
+    with shard.open("r+b") as stream:
+        stream.seek(start)
+        stream.write(header)
+    with pytest.raises(FormatError, match=r"fetch it again"):
+        load_split("train", copied)[0].steps  # noqa: B018
+
+
 def test_the_frame_rule_of_a_split_is_the_default_of_its_samples(made: Path) -> None:
     step = load_split("train", made, unit="clip", frames=FrameRule(every=2, size_px=32))[0]
     assert (step.frames() == step.frames(range(0, 9, 2), size_px=32)).all()

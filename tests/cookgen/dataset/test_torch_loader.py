@@ -10,7 +10,7 @@ from collections import Counter
 from collections.abc import Callable
 from functools import cache
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import pytest
@@ -220,6 +220,48 @@ def test_what_is_dropped_or_repeated_is_counted(many: Path, remainder: Any, coun
     assert seen.total() == 11 - dropped + repeated
 
 
+def test_every_repetition_is_counted_also_where_a_step_is_larger_than_the_split(many: Path) -> None:
+    loader = names_only(load_split("train", many, unit="clip")[:3], batch_size=50, remainder="repeat")
+    (batch,) = list(loader)
+    assert (len(batch), loader.counts.repeated) == (50, 47)
+
+
+class Pair(NamedTuple):
+    keys: list[str]
+    number: int
+
+
+def test_batches_without_rows_of_every_kind(many: Path) -> None:
+    clips = load_split("train", many, unit="clip")[:4].map(_key)
+    options: dict[str, Any] = {"batch_size": 1, "rank": 2, "num_ranks": 3}
+    for collate, empty in (
+        (lambda keys: {"keys": keys, "n": len(keys), "mean": torch.tensor(1.0)}, {"keys": [], "n": 1, "mean": 1.0}),
+        (lambda keys: Pair(keys, 3), Pair([], 3)),
+        (lambda keys: (keys, torch.ones(len(keys), 2).tolist()), ([], [])),
+    ):
+        assert list(clips.torch(collate=collate, **options))[-1] == empty
+    for rank in range(3):  # on every rank, before anything was trained on
+        with pytest.raises(UsageError, match=r"a set has no rows to leave out.*remainder='drop'"):
+            next(iter(clips.torch(collate=set, **{**options, "rank": rank})))
+    assert [list(batch) for batch in clips.torch(collate=set, remainder="drop", **options)] == [[clips[2]]]
+
+
+def _random_numbers(step: Any) -> tuple[str, float]:
+    return step.key, float(torch.rand(()))
+
+
+def test_ranks_epochs_and_seeds_have_random_numbers_of_their_own(many: Path) -> None:
+    drawn = [
+        load_split("train", many, unit="clip", shuffle=True, seed=seed)
+        .map(_random_numbers)
+        .torch(batch_size=1, num_workers=1, rank=rank, num_ranks=2, remainder="drop", collate=list)
+        for seed in range(2)
+        for rank in range(2)
+    ]
+    numbers = [batch[0][1] for loader in drawn for _ in range(2) for batch in loader]
+    assert len(set(numbers)) == len(numbers)
+
+
 def test_a_state_of_something_else_is_refused(many: Path) -> None:
     clips = load_split("train", many, unit="clip", shuffle=True, seed=1)
     state = names_only(clips, batch_size=1).state_dict()
@@ -233,7 +275,7 @@ def test_a_state_of_something_else_is_refused(many: Path) -> None:
 
 def test_options_that_cannot_be(many: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     clips = load_split("train", many, unit="clip")
-    with pytest.raises(UsageError, match="batch_size 0"):
+    with pytest.raises(UsageError, match="batch_size 0: a whole number"):
         clips.torch(batch_size=0)
     with pytest.raises(UsageError, match="rank 2 of 2"):
         clips.torch(rank=2, num_ranks=2)
