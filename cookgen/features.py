@@ -135,6 +135,8 @@ def plan_features(out: Path, config: EncoderConfig, *, name: str | None = None, 
     except ValidationError:
         raise UsageError(f"--name {name!r}: use 1 to 64 of the characters A-Z a-z 0-9 _ -") from None
     plan = Plan(out, name, (), (), start, None)
+    if plan.folder.is_symlink() or plan.folder.parent.is_symlink():
+        raise OutputError(f"{plan.folder}: a link out of the set; nothing is written or removed there")
     features = None if overwrite else _read(plan.folder / "features.json", Features)
     note = _read(plan.run_folder / "note.json", _Note)
     if note is not None and not note.sha256s and not note.num_clips:

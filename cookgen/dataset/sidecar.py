@@ -12,8 +12,9 @@ import os
 import tarfile
 from array import array
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -41,52 +42,59 @@ class Sidecar:
 
     location: Location
     features: Features
+    _paths: dict[str, str] = field(default_factory=dict, compare=False, repr=False)  # of sidecars, by shard
 
     def read(self, row: Row, first: int, num: int) -> NDArray[np.float16]:
         """The arrays of the steps [first, first + num) of a narrative: float16 [num, *shape].
 
         Raises FormatError where the sidecar does not hold exactly such arrays under these keys.
         """
-        relative = feature_path(self.features.name, row.shard)
-        path = self.location.path(relative, sha256=self.features.sha256s[row.shard])
-        name = self.location.name(relative)
+        shape = self.features.shape
         try:
-            handle = os.open(path, os.O_RDONLY)
+            handle = os.open(self._path(row.shard), os.O_RDONLY)
             try:
-                spans, offsets = _index(path, os.fstat(handle).st_mtime_ns)
+                status = os.fstat(handle)
+                spans, offsets = _index(self._path(row.shard), status.st_mtime_ns)
                 start, num_steps = spans.get(row.narrative, (0, 0))
                 if num_steps != row.num_steps:
                     raise FormatError(f"{num_steps} of {row.num_steps} steps of {row.narrative}")
-                if 2 * num * math.prod(self.features.shape) > os.fstat(handle).st_size:  # before memory is taken for it
-                    raise FormatError(f"it has no room for {num} arrays {list(self.features.shape)}")
-                out = np.empty((num, *self.features.shape), np.float16)
+                if 2 * num * math.prod(shape) > status.st_size:  # before memory is taken for it
+                    raise FormatError(f"it has no room for {num} arrays {list(shape)}")
+                out = np.empty((num, *shape), np.float16)
                 for done in range(0, num, _AT_ONCE):
-                    part = out[done : done + _AT_ONCE]
-                    place = start + first + done
+                    place, part = start + first + done, out[done : done + _AT_ONCE]
                     _fill(handle, offsets[place : place + len(part)], part)
             finally:
                 os.close(handle)
         except (FormatError, OSError) as error:
+            name = self.location.name(feature_path(self.features.name, row.shard))
             raise FormatError(f"{name}: cannot be read for {row.narrative} ({error}). {_DELETE}") from error
         return out
+
+    def _path(self, shard: str) -> str:
+        path = self._paths.get(shard)
+        if path is None:
+            relative = feature_path(self.features.name, shard)
+            path = self._paths[shard] = str(self.location.path(relative, sha256=self.features.sha256s[shard]))
+        return path
 
 
 def _fill(handle: int, offsets: array[int], out: NDArray[np.float16]) -> None:
     """Reads the .npy files at `offsets` into the rows of `out` [N, …], in one call and without a copy."""
     header = npy_header(out.shape[1:])
-    rows = out.data.cast("B")
-    size = len(header) + rows.nbytes // len(out)  # of a .npy file
-    ends = [offsets[0], *(offset + size for offset in offsets[:-1])]
-    if any(not 0 <= offset - end <= _MAX_GAP_BYTES for offset, end in zip(offsets, ends, strict=True)):
-        raise FormatError(f"not every array is float16 {list(out.shape[1:])}")
-    gaps = [bytearray(offset - end + len(header)) for offset, end in zip(offsets, ends, strict=True)]
-    buffers: list[bytearray | memoryview] = []  # by turns what stands before an array, and the array
-    for place, gap in enumerate(gaps):
-        buffers += [gap, rows[place * (size - len(header)) : (place + 1) * (size - len(header))]]
-    if os.preadv(handle, buffers, offsets[0]) != sum(map(len, buffers)):
+    rows, size = out.data.cast("B"), out.nbytes // len(out)
+    buffers: list[Any] = []  # by turns what stands before an array, its header last, and the array
+    end = offsets[0]
+    for place, offset in enumerate(offsets):
+        if not 0 <= offset - end <= _MAX_GAP_BYTES:
+            raise FormatError(f"not every array is float16 {list(out.shape[1:])}")
+        buffers += (bytearray(offset - end + len(header)), rows[place * size : (place + 1) * size])
+        end = offset + len(header) + size
+    if os.preadv(handle, buffers, offsets[0]) != end - offsets[0]:
         raise FormatError("it ends too early")
-    if not all(gap.endswith(header) for gap in gaps):
-        raise FormatError(f"not every array is float16 {list(out.shape[1:])}")
+    for gap in buffers[::2]:
+        if not gap.endswith(header):
+            raise FormatError(f"not every array is float16 {list(out.shape[1:])}")
 
 
 class FeatureArrays(Mapping[str, NDArray[np.float16]]):
@@ -145,7 +153,7 @@ def open_sidecar(location: Location, name: str, manifest: Manifest) -> Sidecar:
 
 
 @functools.lru_cache(maxsize=4096)
-def _index(path: Path, mtime_ns: int) -> tuple[dict[str, tuple[int, int]], array[int]]:
+def _index(path: str, mtime_ns: int) -> tuple[dict[str, tuple[int, int]], array[int]]:
     """For each narrative of a sidecar (place of its first step, number of steps); for each place the array's offset."""
     spans: dict[str, tuple[int, int]] = {}
     offsets: array[int] = array("q")

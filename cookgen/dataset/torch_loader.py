@@ -26,7 +26,7 @@ from torch.utils.data import DataLoader, Dataset, default_collate
 from cookgen.dataset.arrays import as_arrays
 from cookgen.dataset.order import Dealing, Remainder, epoch_order
 from cookgen.dataset.split import Split
-from cookgen.errors import InputError, UnknownNameError, UsageError
+from cookgen.errors import CookgenError, InputError, UnknownNameError, UsageError
 from cookgen.files import digest
 
 OnError = Literal["raise", "skip"]
@@ -169,7 +169,7 @@ class _Read(NamedTuple):
     num_samples: int
     num_repeated: int
     skipped: dict[str, str]
-    error: InputError | None
+    error: CookgenError | None
 
 
 @dataclass(frozen=True)
@@ -200,9 +200,9 @@ class _Batches(Dataset[_Read]):
             batch, is_empty = self.collate([item]), not positions
             return _Read(_without_rows(batch) if is_empty else batch, not is_empty, not is_empty, skipped, None)
         except StopIteration:
-            error = InputError(f"split {self.split.name!r}: none of its {num_items} items can be read")
-            return _Read(None, 0, 0, skipped, error)
-        except InputError as error:
+            nothing = InputError(f"split {self.split.name!r}: none of its {num_items} items can be read")
+            return _Read(None, 0, 0, skipped, nothing)
+        except CookgenError as error:
             return _Read(None, 0, 0, skipped, error)
 
     def _readable(self, positions: Iterable[int], skipped: dict[str, str]) -> Iterator[tuple[int, Any]]:
@@ -241,7 +241,7 @@ def _stacked(values: list[Any], *, pad: bool) -> Any:
         return [_tensors(value) for value in values]
     arrays = [np.asarray(value) for value in values]
     if len({array.shape for array in arrays}) == 1:
-        return torch.from_numpy(np.stack(arrays))
+        return default_collate([torch.from_numpy(array) for array in arrays])  # in a worker, into shared memory
     if not pad or len({array.shape[1:] for array in arrays}) > 1:
         return [torch.from_numpy(array) for array in arrays]
     padded = np.zeros((len(arrays), max(len(array) for array in arrays), *arrays[0].shape[1:]), arrays[0].dtype)

@@ -470,6 +470,17 @@ def test_what_is_not_ours_is_left_alone(out: Path, clip: ClipConfig) -> None:
     check(out, "clip")
 
 
+def test_a_link_out_of_the_set_is_not_followed(out: Path, clip: ClipConfig, tmp_path: Path) -> None:
+    mine = tmp_path / "mine" / "letter.txt"
+    mine.parent.mkdir()
+    mine.write_text("mine")
+    (out / "features").mkdir()
+    (out / "features" / "clip").symlink_to(mine.parent)
+    with pytest.raises(OutputError, match="a link out of the set"):
+        compute_features(out, clip, overwrite=True)
+    assert mine.read_text() == "mine"
+
+
 def test_a_file_in_the_place_of_the_folder(out: Path, clip: ClipConfig) -> None:
     (out / "features").write_text("")
     with pytest.raises(OutputError):
