@@ -6,7 +6,7 @@ import json
 import os
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path, PurePosixPath
-from typing import TYPE_CHECKING, Any, Literal, TypeVar, get_args, overload
+from typing import TYPE_CHECKING, Any, Literal, TypedDict, TypeVar, Unpack, get_args, overload
 
 import numpy as np
 from numpy.typing import NDArray
@@ -206,47 +206,29 @@ class Split(Sequence[T_co]):
         )
 
 
+class _Options(TypedDict, total=False):
+    """The options of load_split that say nothing of the type of its items."""
+
+    window: int
+    features: Sequence[str]
+    frames: int | FrameRule | None
+    shuffle: bool
+    seed: int
+    cache: str | os.PathLike[str] | None
+    storage_options: Mapping[str, Any] | None
+
+
 @overload
 def load_split(
-    split: str,
-    root: str | os.PathLike[str],
-    *,
-    unit: Literal["narrative"] = "narrative",
-    window: int = 4,
-    features: Sequence[str] = (),
-    frames: int | FrameRule | None = None,
-    shuffle: bool = False,
-    seed: int = 0,
-    cache: str | os.PathLike[str] | None = None,
-    storage_options: Mapping[str, Any] | None = None,
+    split: str, root: str | os.PathLike[str], *, unit: Literal["narrative"] = "narrative", **options: Unpack[_Options]
 ) -> Split[Narrative]: ...
 @overload
 def load_split(
-    split: str,
-    root: str | os.PathLike[str],
-    *,
-    unit: Literal["clip"],
-    window: int = 4,
-    features: Sequence[str] = (),
-    frames: int | FrameRule | None = None,
-    shuffle: bool = False,
-    seed: int = 0,
-    cache: str | os.PathLike[str] | None = None,
-    storage_options: Mapping[str, Any] | None = None,
+    split: str, root: str | os.PathLike[str], *, unit: Literal["clip"], **options: Unpack[_Options]
 ) -> Split[Step]: ...
 @overload
 def load_split(
-    split: str,
-    root: str | os.PathLike[str],
-    *,
-    unit: Literal["window"],
-    window: int = 4,
-    features: Sequence[str] = (),
-    frames: int | FrameRule | None = None,
-    shuffle: bool = False,
-    seed: int = 0,
-    cache: str | os.PathLike[str] | None = None,
-    storage_options: Mapping[str, Any] | None = None,
+    split: str, root: str | os.PathLike[str], *, unit: Literal["window"], **options: Unpack[_Options]
 ) -> Split[Window]: ...
 def load_split(
     split: str,
