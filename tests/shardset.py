@@ -93,7 +93,10 @@ def mp4(
         tempfile.NamedTemporaryFile(suffix=".mp4") as file,  # a path: faststart opens the file a second time
         av.open(file.name, "w", format="mp4", container_options=options) as container,
     ):
-        video = container.add_stream(codec, rate=FPS, options={"threads": "1", "preset": "veryfast"})
+        options = {"threads": "1", "preset": "veryfast"}
+        if codec == "libx264":  # on pictures so small its macroblock tree differs from process to process
+            options["x264-params"] = "mbtree=0"
+        video = container.add_stream(codec, rate=FPS, options=options)
         video.width = video.height = SIDE
         video.pix_fmt = pix_fmt
         audio = container.add_stream("aac", rate=sample_rate, layout="mono") if has_audio else None
