@@ -68,3 +68,8 @@ class ModelError(CookgenError):
 
 class ModelServerError(CookgenError):
     """A model server that cannot be reached, or keeps dying."""
+
+
+def reason_of(error: Exception) -> str:
+    """What a library's error says, in one line of at most 300 characters; its type where it says nothing."""
+    return " ".join(str(error).split())[:300] or type(error).__name__

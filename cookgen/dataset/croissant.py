@@ -12,7 +12,6 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from cookgen.dataset.location import locate
 from cookgen.dataset.split import read_manifest
 from cookgen.dataset.summary import read_statistics
 from cookgen.dataset.tables import table_path
@@ -51,7 +50,7 @@ def croissant_of(out: Path) -> dict[str, Any]:
 
     Records: the members of the shards by kind (json, mp4, jpg) with their clips' keys, and each table by its name.
     """
-    manifest = read_manifest(locate(out))
+    manifest = read_manifest(out)
     shards = [shard for _, split in sorted(manifest.splits.items()) for shard in split.shards]
     tables = {record.TABLE: table_path(out, record) for record in TABLES}
     return croissant(manifest.name, out, tables, licences=read_statistics(out).licences, shards=shards)

@@ -15,7 +15,6 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from cookgen.dataset.card import data_files
-from cookgen.dataset.location import locate
 from cookgen.dataset.sample import Step
 from cookgen.dataset.split import load_split, read_manifest
 from cookgen.dataset.summary import read_statistics
@@ -53,7 +52,7 @@ def export(out: Path, to: Path, *, format: str) -> list[Path]:  # noqa: A002
     """
     if format not in FORMATS:
         raise UnknownNameError("format", format, FORMATS)
-    manifest = read_manifest(locate(out))
+    manifest = read_manifest(out)
     with explained(to, "Name another folder"):
         _claim(to, canonical_json({"format": format, "dataset": file_sha256(out / "dataset.json")}))
         return FORMATS[format](out, to, manifest)

@@ -69,7 +69,7 @@ def _find(out: Path, key: str) -> tuple[Narrative, int | None] | None:
     """The narrative, and the index of the clip where the key is a clip's."""
     clip = re.fullmatch(r"(.+)-([0-9]{3,9})", key)
     of_clip = None
-    for split in sorted(read_manifest(locate(out)).splits):
+    for split in sorted(read_manifest(out).splits):
         for narrative in load_split(split, out):
             if narrative.name == key:
                 return narrative, None
@@ -79,7 +79,7 @@ def _find(out: Path, key: str) -> tuple[Narrative, int | None] | None:
 
 
 def _names(out: Path) -> Iterator[str]:
-    for split in sorted(read_manifest(locate(out)).splits):
+    for split in sorted(read_manifest(out).splits):
         yield from (narrative.name for narrative in load_split(split, out))
     names = (row.narrative or row.path for row in read_table(table_path(out, Reject), Reject))
     yield from (name for name in names if name.isprintable())
@@ -209,5 +209,5 @@ def _reject_lines(key: str, rejects: list[Reject]) -> Iterator[str]:
 
 
 def _features(out: Path) -> list[Features]:
-    location = locate(out)
-    return [open_sidecar(location, name, read_manifest(location)).features for name in feature_names(out)]
+    location, manifest = locate(out), read_manifest(out)
+    return [open_sidecar(location, name, manifest).features for name in feature_names(out)]

@@ -15,7 +15,7 @@ from typing import Any
 import fsspec
 from fsspec.utils import get_protocol
 
-from cookgen.errors import FormatError, InputError, UsageError
+from cookgen.errors import FormatError, InputError, UsageError, reason_of
 from cookgen.files import atomic_path, explained, file_sha256
 
 _LOCAL = ("file", "local")
@@ -103,9 +103,8 @@ class Location:
         except Exception as error:
             if isinstance(error, OSError) and error.errno in _OF_THE_CACHE:
                 raise
-            reason = " ".join(str(error).split())[:300] or type(error).__name__
             remedy = "check the address, the network and your credentials"
-            raise InputError(f"{self.name(relative)}: cannot be read ({reason}): {remedy}") from error
+            raise InputError(f"{self.name(relative)}: cannot be read ({reason_of(error)}): {remedy}") from error
 
 
 def locate(

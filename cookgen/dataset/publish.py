@@ -36,7 +36,7 @@ from cookgen.dataset.split import load_split, read_manifest
 from cookgen.dataset.statistics import Statistics
 from cookgen.dataset.summary import read_statistics
 from cookgen.dataset.tables import read_table, table_path, table_writer
-from cookgen.errors import CookgenError, FormatError, OutputError, UsageError
+from cookgen.errors import CookgenError, FormatError, OutputError, UsageError, reason_of
 from cookgen.files import atomic_path, canonical_json, file_sha256, write_atomic
 from cookgen.records import TABLES, Action, Manifest, Record, Reject, Word
 
@@ -64,7 +64,7 @@ def set_files(out: Path) -> list[PublishedFile]:
     Raises FormatError for a file that the set must have and has not, or whose bytes are not those that dataset.json or
     features.json lists.
     """
-    manifest = read_manifest(locate(out))
+    manifest = read_manifest(out)
     shards = {shard.path: shard.sha256 for _, split in sorted(manifest.splits.items()) for shard in split.shards}
     if bad := [path for path in shards if not re.fullmatch(r"[A-Za-z0-9_]+/cookgen-[A-Za-z0-9_]+-[0-9]{6}\.tar", path)]:
         raise FormatError(f"{out / _MANIFEST}: shard {bad[0]!r} is not named {{split}}/cookgen-{{split}}-000000.tar")
@@ -102,7 +102,7 @@ def annotation_files(out: Path) -> Iterator[list[PublishedFile]]:
     No shards, keyframes, features or speech, and nothing that quotes it: `raw_text` of actions from speech and `detail`
     of rejects are empty. No dataset.json either: it is no shard set.
     """
-    manifest = read_manifest(locate(out))
+    manifest = read_manifest(out)
     statistics = read_statistics(out)
     with tempfile.TemporaryDirectory(prefix="cookgen-annotations-") as name:
         root = Path(name)
@@ -249,8 +249,9 @@ def _publish_to_files(files: Sequence[PublishedFile], to: str, say: Callable[[st
     except CookgenError:
         raise
     except Exception as error:  # each file system raises errors of its own
-        reason = " ".join(str(error).split())[:300] or type(error).__name__
-        raise OutputError(f"{to}: cannot be written ({reason}). Mend that; the same command goes on") from error
+        raise OutputError(
+            f"{to}: cannot be written ({reason_of(error)}). Mend that; the same command goes on"
+        ) from error
 
 
 def _file_system(to: str) -> tuple[Any, str]:
@@ -259,8 +260,9 @@ def _file_system(to: str) -> tuple[Any, str]:
     try:
         system, root = fsspec.url_to_fs(to)
     except Exception as error:
-        reason = " ".join(str(error).split())[:300] or type(error).__name__
-        raise UsageError(f"{to}: cannot be reached ({reason}); give a folder, or a URL that fsspec knows") from error
+        raise UsageError(
+            f"{to}: cannot be reached ({reason_of(error)}); give a folder, or a URL that fsspec knows"
+        ) from error
     return system, root.rstrip("/")
 
 
@@ -313,8 +315,9 @@ def _publish_to_hub(files: Sequence[PublishedFile], to: str, say: Callable[[str]
     except CookgenError:
         raise
     except Exception as error:
-        reason = " ".join(str(error).split())[:300] or type(error).__name__
-        raise OutputError(f"{to}: the Hub refused, or cannot be reached: {reason}. The same command goes on") from error
+        raise OutputError(
+            f"{to}: the Hub refused, or cannot be reached: {reason_of(error)}. The same command goes on"
+        ) from error
     return len(files)
 
 

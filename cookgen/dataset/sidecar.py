@@ -51,10 +51,11 @@ class Sidecar:
         """
         shape = self.features.shape
         try:
-            handle = os.open(self._path(row.shard), os.O_RDONLY)
+            path = self._path(row.shard)
+            handle = os.open(path, os.O_RDONLY)
             try:
                 status = os.fstat(handle)
-                spans, offsets = _index(self._path(row.shard), status.st_mtime_ns)
+                spans, offsets = _index(path, status.st_mtime_ns)
                 start, num_steps = spans.get(row.narrative, (0, 0))
                 if num_steps != row.num_steps:
                     raise FormatError(f"{num_steps} of {row.num_steps} steps of {row.narrative}")

@@ -56,7 +56,7 @@ def card_of(out: Path) -> str:
 def read_statistics(out: Path) -> Statistics:
     """Counts the clips of all splits of the set in `out`, from their JSON. Raises as load_split does."""
     statistics = Statistics()
-    for split in sorted(read_manifest(locate(out)).splits):
+    for split in sorted(read_manifest(out).splits):
         for narrative in load_split(split, out):
             for step in narrative.steps:
                 statistics.add(step.sample)

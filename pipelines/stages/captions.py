@@ -8,6 +8,7 @@ from typing import Literal
 
 from cookgen.config import machinery
 from cookgen.dataset.decode import read_frames
+from cookgen.dataset.frames import FrameRule
 from cookgen.errors import UsageError
 from cookgen.files import digest
 from cookgen.perception.caption_models import PROMPT, Captioner, whole_sentences
@@ -125,8 +126,7 @@ def caption_clips(clips: tuple[Clip, ...], *, config: CaptionsConfig, tool: Tool
 
 def frame_numbers(num_frames: int, num_wanted: int) -> list[int]:
     """The middles of num_wanted equal parts of a clip of num_frames frames; every frame once, if it has fewer."""
-    num = min(num_frames, num_wanted)
-    return [(2 * part + 1) * num_frames // (2 * num) for part in range(num)]
+    return list(FrameRule(num_frames=min(num_frames, num_wanted)).indices(num_frames, fps=1))
 
 
 def tidy(text: str) -> str:
