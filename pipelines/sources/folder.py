@@ -1,16 +1,22 @@
-"""The `folder` source: any directory of videos, with captions beside them where there are any."""
+"""The `folder` source: any directory of videos, and what lies beside them: captions, yt-dlp's NAME.info.json."""
 
 from __future__ import annotations
 
 import contextlib
+import json
+import logging
 import os
+import re
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from pathlib import Path, PurePosixPath
+from typing import Annotated
+
+from pydantic import BaseModel, Field, ValidationError
 
 from cookgen.errors import InputError
 from cookgen.files import file_sha256, narrative_name
-from cookgen.records import Reason, Reject, Segment, SourceVideo
+from cookgen.records import Reason, Reject, Segment, SourceVideo, faults
 
 NAME = "folder"
 VIDEO_SUFFIXES = frozenset(
@@ -34,14 +40,27 @@ VIDEO_SUFFIXES = frozenset(
     ]
 )
 SUBTITLE_SUFFIXES = (".en.vtt", ".en.srt", ".vtt", ".srt", ".sbv")  # the first that is there is taken
+INFO_SUFFIX = ".info.json"
+MAX_INFO_BYTES = 8 * 2**20  # yt-dlp writes up to a few MiB a video; more are comments
+MAX_TEXT = 1000  # characters; YouTube allows 100 for a title
+_CONTROL = re.compile(r"[\x00-\x1f\x7f-\x9f]+")
 _STAGE = "source"
+_LOG = logging.getLogger(__name__)
+
+
+class _Info(BaseModel):
+    """What is taken from a video's info.json: yt-dlp's `title`, and `topic`, which is ours; all else is ignored."""
+
+    title: Annotated[str, Field(max_length=MAX_TEXT)] | None = None
+    topic: Annotated[str, Field(max_length=MAX_TEXT)] | None = None
 
 
 def list_videos(folder: Path) -> Iterator[SourceVideo | Reject]:
     """Every video file below the folder, in the order of its path; hidden files and folders are left out.
 
-    A file that cannot be listed safely (a link that leaves the folder, a name that is not UTF-8) is a reject. Raises
-    InputError where there is no such folder, or no video file in it.
+    A file that cannot be listed safely (a link that leaves the folder, a name that is not UTF-8) is a reject. An
+    info.json that cannot be used is named in the log, and its video has no title. Raises InputError where there is no
+    such folder, or no video file in it.
     """
     paths = list(video_paths(folder))
     if not paths:
@@ -53,7 +72,16 @@ def list_videos(folder: Path) -> Iterator[SourceVideo | Reject]:
     for path in paths:
         video_id = _without_suffix(path)
         clash = path if ids[video_id] > 1 else None
-        yield source_video(folder, path, source=NAME, video_id=video_id, clash_path=clash)
+        info = _info_beside(folder, path)
+        yield source_video(
+            folder,
+            path,
+            source=NAME,
+            video_id=video_id,
+            clash_path=clash,
+            title=_line(info.title),
+            topic=_line(info.topic),
+        )
 
 
 def source_video(
@@ -85,7 +113,7 @@ def source_video(
             detail = "a symbolic link to a place outside the folder; copy the file in to use it"
             return Reject(narrative=narrative, path=path, stage=_STAGE, reason=Reason.OUTSIDE_FOLDER, detail=detail)
         stat = file.stat()
-        subtitles = _subtitles_beside(folder, path)
+        subtitles = _beside(folder, path, SUBTITLE_SUFFIXES)
         subtitles_sha256 = file_sha256(folder / subtitles) if subtitles else None
     except (OSError, RuntimeError) as error:  # RuntimeError: a symbolic link that leads to itself
         detail = getattr(error, "strerror", None) or "a symbolic link that leads to itself"
@@ -136,11 +164,38 @@ def _without_suffix(path: str) -> str:
     return PurePosixPath(path).with_suffix("").as_posix()
 
 
-def _subtitles_beside(folder: Path, path: str) -> str | None:
-    for suffix in SUBTITLE_SUFFIXES:
+def _beside(folder: Path, path: str, suffixes: Iterable[str]) -> str | None:
+    """The first file that is there with the video's name and one of the suffixes; no link that leaves the folder."""
+    for suffix in suffixes:
         candidate = _without_suffix(path) + suffix
         file = folder / candidate
         with contextlib.suppress(OSError, RuntimeError):  # the longer suffix can make a name too long to be there
             if file.is_file() and file.resolve().is_relative_to(folder.resolve()):
                 return candidate
     return None
+
+
+def _info_beside(folder: Path, path: str) -> _Info:
+    """What the info.json beside a video says; nothing where there is none that can be used."""
+    name = _beside(folder, path, (INFO_SUFFIX,))
+    if name is None:
+        return _Info()
+    try:
+        with (folder / name).open("rb") as stream:
+            content = stream.read(MAX_INFO_BYTES + 1)
+        if len(content) <= MAX_INFO_BYTES:
+            return _Info.model_validate(json.loads(content))  # not pydantic's parser: it refuses half a surrogate
+        fault = f"more than {MAX_INFO_BYTES} bytes"
+    except OSError as error:
+        fault = f"{error.strerror}"
+    except ValidationError as error:
+        fault = "; ".join(faults(error))
+    except (ValueError, RecursionError) as error:
+        fault = f"not JSON ({error})"
+    _LOG.warning("%s: %s; mend or remove it: until then its video has no title", folder / name, fault)
+    return _Info()
+
+
+def _line(text: str | None) -> str | None:
+    """The text in one line without control characters, None where nothing is left."""
+    return " ".join(_CONTROL.sub(" ", text or "").split()) or None

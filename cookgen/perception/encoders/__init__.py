@@ -20,6 +20,7 @@ from numpy.typing import NDArray
 
 from cookgen.errors import ModelError, ShapeError, UsageError
 from cookgen.perception.threads import one_thread
+from cookgen.pretrained import model_errors
 from cookgen.records import Sample
 
 
@@ -135,21 +136,3 @@ def load_network(name: str, load: Callable[..., tuple[Any, dict[str, Any]]], *ar
             "the checkpoint is not whole, or of another kind"
         )
     return network.eval()
-
-
-@contextmanager
-def model_errors(name: str) -> Iterator[None]:
-    """Turns what transformers and diffusers raise for files that they cannot load into ModelErrors; they stay quiet."""
-    from safetensors import SafetensorError
-    from transformers.utils import logging
-
-    verbosity = logging.get_verbosity()
-    logging.set_verbosity_error()
-    logging.disable_progress_bar()  # it would tear the progress lines of whoever loads it
-    try:
-        yield
-    except (OSError, ValueError, RuntimeError, KeyError, TypeError, AttributeError, SafetensorError) as error:
-        reason = str(error).strip().split("\n")[0]
-        raise ModelError(f"{name}: cannot be loaded: {reason}") from error
-    finally:
-        logging.set_verbosity(verbosity)

@@ -22,10 +22,10 @@ from cookgen.perception.encoders import (
     inference,
     load_config,
     load_network,
-    model_errors,
     stacked,
     to_numpy,
 )
+from cookgen.pretrained import model_errors
 
 CLIP, SIGLIP = ("clip", "clip_vision_model"), ("siglip", "siglip_vision_model")  # model_type of a checkpoint
 

@@ -21,10 +21,10 @@ from cookgen.perception.encoders import (
     inference,
     load_config,
     load_network,
-    model_errors,
     stacked,
     to_numpy,
 )
+from cookgen.pretrained import model_errors
 
 GRID = 16  # merged tokens a side: 448 pixels with patches of 14 pixels, merged 2x2
 _VISUAL = {r"^(model\.)?visual\.": ""}  # where a whole checkpoint keeps its tower, in older and newer files

@@ -20,7 +20,8 @@ from PIL import Image
 from cookgen.config import machinery
 from cookgen.errors import ModelError, ShapeError
 from cookgen.modelstore import identity, resolve
-from cookgen.perception.encoders import Step, device_of, inference, load_network, model_errors, stacked, to_numpy
+from cookgen.perception.encoders import Step, device_of, inference, load_network, stacked, to_numpy
+from cookgen.pretrained import model_errors
 
 IMAGE = ("AutoencoderKL",)
 VIDEO = ("AutoencoderKLWan", "AutoencoderKLCogVideoX", "AutoencoderKLHunyuanVideo")

@@ -246,20 +246,77 @@ def test_batches_without_rows_of_every_kind(many: Path) -> None:
     assert [list(batch) for batch in clips.torch(collate=set, remainder="drop", **options)] == [[clips[2]]]
 
 
-def _random_numbers(step: Any) -> tuple[str, float]:
+def _noisy(step: Any) -> tuple[str, float]:
+    assert step.action  # read, so that it can fail
     return step.key, float(torch.rand(()))
 
 
-def test_ranks_epochs_and_seeds_have_random_numbers_of_their_own(many: Path) -> None:
-    drawn = [
-        load_split("train", many, unit="clip", shuffle=True, seed=seed)
-        .map(_random_numbers)
-        .torch(batch_size=1, num_workers=1, rank=rank, num_ranks=2, remainder="drop", collate=list)
-        for seed in range(2)
-        for rank in range(2)
-    ]
-    numbers = [batch[0][1] for loader in drawn for _ in range(2) for batch in loader]
-    assert len(set(numbers)) == len(numbers)
+def _noisy_batch(items: list[Any]) -> tuple[tuple[Any, ...], float]:
+    return tuple(items), float(torch.rand(()))
+
+
+def noise(
+    root: Path,
+    *,
+    epoch: int = 0,
+    position: int = 0,
+    num_ranks: int = 1,
+    shuffle: bool = True,
+    seed: int = 0,
+    **options: Any,
+) -> tuple[dict[str, float], dict[tuple[str, ...], float]]:
+    """What all ranks draw in the rest of an epoch: for each item, by its key; and for each batch, by its keys."""
+    clips = load_split("train", root, unit="clip", shuffle=shuffle, seed=seed).map(_noisy)
+    of_items: dict[str, float] = {}
+    of_batches: dict[tuple[str, ...], float] = {}
+    for rank in range(num_ranks):
+        loader = clips.torch(
+            collate=_noisy_batch, rank=rank, num_ranks=num_ranks, **{"batch_size": 4, "remainder": "drop", **options}
+        )
+        loader.load_state_dict({**loader.state_dict(), "epoch": epoch, "position": position})
+        for items, drawn in loader:
+            of_items |= dict(items)
+            of_batches[tuple(key for key, _ in items)] = drawn
+    return of_items, of_batches
+
+
+def is_part(some: dict[Any, float], whole: dict[Any, float]) -> bool:
+    return bool(some) and some.items() <= whole.items()
+
+
+@pytest.mark.parametrize("num_workers", [0, 2])
+def test_random_numbers_hang_on_seed_epoch_and_place_alone(many: Path, num_workers: int) -> None:
+    items, batches = noise(many, remainder="short")
+    assert noise(many, remainder="short", num_workers=num_workers) == (items, batches)
+    resumed, resumed_batches = noise(many, position=12, num_workers=num_workers)
+    assert is_part(resumed, items)
+    assert is_part(resumed_batches, batches)
+    same: list[dict[str, Any]] = [{"num_ranks": 2}, {"num_ranks": 3, "batch_size": 1}, {"shuffle": False}]
+    for options in same:
+        assert is_part(noise(many, num_workers=num_workers, **options)[0], items)
+    different: list[dict[str, Any]] = [{"epoch": 1}, {"seed": 1}]
+    for options in different:
+        others, other_batches = noise(many, num_workers=num_workers, **options)
+        assert len({*items.values(), *others.values()}) == len(items) + len(others)
+        assert not {*batches.values()} & {*other_batches.values()}
+    by_two = noise(many, num_ranks=2, num_workers=num_workers)[1]
+    assert len({*by_two.values()}) == len(by_two)
+    quiet = load_split("train", many, unit="clip", shuffle=True).map(_key)  # whatever its items draw
+    loader = quiet.torch(batch_size=4, num_workers=num_workers, collate=_noisy_batch)
+    assert [drawn for _, drawn in loader] == [*batches.values()]
+    in_order, in_order_batches = noise(many, shuffle=False)  # where an item's index is its position
+    assert not {*in_order.values()} & {*in_order_batches.values()}
+
+
+def test_without_the_seeds_random_numbers_hang_on_the_batches(many: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(torch, "default_generator", torch.Generator())  # what the loader seeds draws nothing
+    assert not is_part(noise(many, batch_size=3)[0], noise(many)[0])
+
+
+def test_an_item_that_cannot_be_read_shifts_no_random_numbers(damaged: tuple[Path, str, str], many: Path) -> None:
+    items, _ = noise(damaged[0], on_error="skip", remainder="short")
+    assert len(items) < NUM_CLIPS
+    assert is_part(items, noise(many, remainder="short")[0])
 
 
 def test_a_state_of_something_else_is_refused(many: Path) -> None:
@@ -350,10 +407,15 @@ def test_a_batch_that_cannot_be_read_is_replaced_so_that_steps_stay_equal(damage
         list(load_split("train", out, unit="clip").torch(on_error="skip"))
 
 
-def test_the_global_random_numbers_are_left_alone(many: Path) -> None:
+@pytest.mark.parametrize("num_workers", [0, 2])
+def test_the_global_random_numbers_are_left_alone(many: Path, damaged: tuple[Path, str, str], num_workers: int) -> None:
     before = torch.get_rng_state()
-    list(names_only(load_split("train", many, unit="clip", shuffle=True), batch_size=4, num_workers=2))
+    noise(many, num_workers=num_workers)
+    with pytest.raises(FormatError):
+        noise(damaged[0], num_workers=num_workers)
     assert (torch.get_rng_state() == before).all()
+    _noisy_batch([])
+    assert (torch.get_rng_state() != before).any()
 
 
 def test_two_real_ranks_end_their_epochs_together(many: Path, tmp_path: Path) -> None:

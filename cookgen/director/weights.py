@@ -1,0 +1,330 @@
+"""Where a director's weights come from: a language model and its tokenizer, LoRA, checkpoints."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from huggingface_hub.errors import StrictDataclassError
+from pydantic import TypeAdapter, ValidationError
+from safetensors import SafetensorError
+from safetensors.torch import load_file
+
+from cookgen.config import to_values
+from cookgen.director.config import DirectorConfig, LanguageModelConfig, Shape
+from cookgen.director.model import Director, Embeddings
+from cookgen.errors import InputError, ModelError, ShapeError, UsageError, reason_of
+from cookgen.files import write_atomic
+from cookgen.modelstore import ResolvedModel, identity, resolve
+from cookgen.pretrained import model_errors
+
+DESCRIPTION = "director.json"
+_ARCHITECTURE = "language_model"
+_TOKENIZER = "tokenizer"
+_LIBRARY_ERRORS = (OSError, ValueError, RuntimeError, KeyError, TypeError, AttributeError, ImportError, SafetensorError)
+
+# Sizes of the language models that the presets are for: model type and what its configuration says.
+_SHAPES: Mapping[Shape, tuple[str, dict[str, Any]]] = {
+    "tiny": (
+        "llama",
+        {
+            "vocab_size": 49152,
+            "hidden_size": 64,
+            "intermediate_size": 192,
+            "num_hidden_layers": 2,
+            "num_attention_heads": 4,
+            "num_key_value_heads": 2,
+            "tie_word_embeddings": True,
+        },
+    ),
+    "smollm2-135m": (
+        "llama",
+        {
+            "vocab_size": 49152,
+            "hidden_size": 576,
+            "intermediate_size": 1536,
+            "num_hidden_layers": 30,
+            "num_attention_heads": 9,
+            "num_key_value_heads": 3,
+            "tie_word_embeddings": True,
+        },
+    ),
+    "qwen2.5-7b": (
+        "qwen2",
+        {
+            "vocab_size": 152064,
+            "hidden_size": 3584,
+            "intermediate_size": 18944,
+            "num_hidden_layers": 28,
+            "num_attention_heads": 28,
+            "num_key_value_heads": 4,
+        },
+    ),
+    "llama2-7b": (
+        "llama",
+        {
+            "vocab_size": 32000,
+            "hidden_size": 4096,
+            "intermediate_size": 11008,
+            "num_hidden_layers": 32,
+            "num_attention_heads": 32,
+            "num_key_value_heads": 32,
+        },
+    ),
+}
+
+
+def load_language_model(config: LanguageModelConfig, *, dtype: torch.dtype = torch.float32) -> Any:
+    """A causal language model of transformers, LoRA in place where asked for; on the CPU.
+
+    Raises ModelError where the files are not those of one, or not of the configured shape; UsageError without a name.
+    """
+    if config.random:
+        model = _from_architecture(shape_of(config.shape), dtype=dtype)
+    else:
+        found = _found(config)
+        with model_errors(config.name):
+            model = _pretrained(found, dtype)
+        _check_shape(config, model.config.get_text_config())
+        _check_logits(config, model.config.get_text_config())
+    with model_errors(config.name):
+        return _adapted(model, config)
+
+
+def load_tokenizer(config: LanguageModelConfig) -> Any:
+    """The tokenizer of the model. Raises ModelError where there is none."""
+    from transformers import AutoTokenizer
+
+    folder, options = _place(_found(config))
+    with model_errors(config.name):
+        return AutoTokenizer.from_pretrained(folder, local_files_only=True, **options)
+
+
+def shape_of(shape: Shape) -> Any:
+    """The transformers configuration of a named shape."""
+    from transformers import AutoConfig
+
+    kind, values = _SHAPES[shape]
+    return AutoConfig.for_model(kind, max_position_embeddings=32768, **values)
+
+
+def architecture_of(config: LanguageModelConfig) -> Any:
+    """The transformers configuration of the language (not the vision) part. Reads no weights."""
+    return _architecture(config).get_text_config()
+
+
+def empty_language_model(config: LanguageModelConfig) -> Any:
+    """The model without storage (on torch's meta device), LoRA in place: for counting. Reads no weights."""
+    with torch.device("meta"):
+        return _adapted(_from_architecture(_architecture(config), dtype=torch.float32), config)
+
+
+def _architecture(config: LanguageModelConfig) -> Any:
+    from transformers import AutoConfig
+
+    if config.random or (config.shape != "checkpoint" and not config.name):
+        return shape_of(config.shape)
+    folder, options = _place(_found(config))
+    with model_errors(config.name):
+        return AutoConfig.from_pretrained(folder, local_files_only=True, **options)
+
+
+@dataclass(frozen=True)
+class Encoded:
+    """Whose embeddings z are: the features' name, and what features.json says of their encoder."""
+
+    name: str
+    model: str
+    revision: str
+    config: Mapping[str, Any]
+    encoder_model: str | None  # what the user called the encoder's model, None where it has one of its own
+
+
+@dataclass(frozen=True)
+class LoadedDirector:
+    """A director read from a checkpoint, and what it needs to write."""
+
+    director: Director
+    tokenizer: Any
+    features: Encoded | None
+    step: int
+
+
+def save_description(
+    folder: Path,
+    director_config: DirectorConfig,
+    language_model: Any,
+    tokenizer: Any,
+    embeddings: Embeddings | None,
+    features: Encoded | None,
+) -> None:
+    """Writes what a checkpoint needs beside its weights: director.json, the tokenizer, the language model's shape."""
+    name = director_config.language_model.name
+    values = {
+        "config": to_values(director_config),
+        "embeddings": None if embeddings is None else asdict(embeddings),
+        "features": None if features is None else asdict(features),
+        "language_model": "random" if director_config.language_model.random else identity(name),
+    }
+    # Not canonical JSON: it would round the means of z.
+    write_atomic(folder / DESCRIPTION, json.dumps(values, sort_keys=True, allow_nan=False))
+    tokenizer.save_pretrained(folder / _TOKENIZER)
+    language_model.config.save_pretrained(folder / _ARCHITECTURE)
+
+
+def load_director(checkpoint: Path, *, use_ema: bool = True) -> LoadedDirector:
+    """A director from a checkpoint folder, or from a run's folder: its best checkpoint, without one its last.
+
+    use_ema: the averaged weights where the checkpoint has them. Raises InputError where it is no whole checkpoint,
+    ModelError where the language model that it builds on is not there or is another one.
+    """
+    from transformers import AutoConfig, AutoTokenizer
+
+    folder = checkpoint_folder(checkpoint)
+    try:
+        values = json.loads((folder / DESCRIPTION).read_bytes())
+        config = TypeAdapter(DirectorConfig).validate_python(values["config"])
+        embeddings = TypeAdapter(Embeddings | None).validate_python(values["embeddings"])
+        features = TypeAdapter(Encoded | None).validate_python(values["features"])
+        base = values["language_model"]
+        step = int(json.loads((folder / "state.json").read_bytes())["step"])
+        tokenizer = AutoTokenizer.from_pretrained(folder / _TOKENIZER, local_files_only=True)
+        architecture = AutoConfig.from_pretrained(folder / _ARCHITECTURE, local_files_only=True)
+        averaged = folder / "ema.safetensors"
+        weights = load_file(averaged if use_ema and averaged.is_file() else folder / "model.safetensors")
+    except (*_LIBRARY_ERRORS, StrictDataclassError, ValidationError, ShapeError) as error:
+        raise InputError(
+            f"{folder}: not a whole checkpoint of a director ({reason_of(error)}). "
+            "Give the run's folder, or one of its checkpoints/step-…"
+        ) from error
+    if config.language_model.lora_rank:
+        if base == "random":
+            raise InputError(f"{folder}: LoRA over random weights, which no checkpoint holds: for benchmarks only")
+        if identity(config.language_model.name) != base:
+            raise ModelError(
+                f"{folder}: builds on {base}, but {config.language_model.name} is "
+                f"{identity(config.language_model.name)} here; give the same files their old place"
+            )
+        language_model = load_language_model(config.language_model)
+    else:
+        language_model = _adapted(_from_architecture(architecture, dtype=torch.float32), config.language_model)
+    director = Director(config, language_model, embeddings)
+    try:
+        missing, unexpected = director.load_state_dict(weights, strict=False)
+    except RuntimeError as error:
+        raise InputError(f"{folder}: its weights do not fit its {DESCRIPTION}: {reason_of(error)}") from error
+    needed = {name for name, weight in director.named_parameters() if weight.requires_grad}
+    if unexpected or needed & set(missing):
+        wrong = sorted([*unexpected, *(needed & set(missing))])
+        raise InputError(f"{folder}: its weights do not fit its {DESCRIPTION}: {', '.join(wrong[:3])} …")
+    return LoadedDirector(director.eval(), tokenizer, features, step)
+
+
+def checkpoint_folder(path: Path) -> Path:
+    """The checkpoint that a path means. Raises InputError where there is none."""
+    if (path / DESCRIPTION).is_file():
+        return path
+    best, found = path / "best.json", sorted((path / "checkpoints").glob("step-*"))
+    if best.is_file():
+        try:
+            step = int(json.loads(best.read_bytes())["step"])
+        except (ValueError, KeyError, TypeError) as error:
+            raise InputError(f"{best}: not readable ({reason_of(error)}); give one of {path}/checkpoints") from error
+        found = [item for item in found if item.name == f"step-{step:08d}"] or found
+    if not found:
+        raise InputError(
+            f"{path}: no checkpoint of a director there: neither {DESCRIPTION} nor checkpoints/step-…. "
+            "Give --checkpoint the --out of a cookgen-train run"
+        )
+    return found[-1]
+
+
+def _found(config: LanguageModelConfig) -> ResolvedModel:
+    if not config.name:
+        raise UsageError(
+            "model.language-model.name: this preset has no weights of its own; name a folder or a repository of the "
+            "hub at a commit, organisation/name@<40 hex digits>"
+        )
+    return resolve(config.name)
+
+
+def _place(found: ResolvedModel) -> tuple[Path, dict[str, Any]]:
+    """The arguments of from_pretrained for a folder, or for a single GGUF file."""
+    if found.path.is_file():
+        return found.path.parent, {"gguf_file": found.path.name}
+    return found.path, {}
+
+
+def _pretrained(found: ResolvedModel, dtype: torch.dtype) -> Any:
+    from transformers import AutoConfig, AutoModelForCausalLM, AutoModelForImageTextToText, GgufConfig
+
+    folder, options = _place(found)
+    architecture = AutoConfig.from_pretrained(folder, local_files_only=True, **options)
+    if "gguf_file" in options:
+        options["quantization_config"] = GgufConfig(dequantize=True)
+    kind = AutoModelForCausalLM
+    if architecture.get_text_config() is not architecture:
+        kind = AutoModelForImageTextToText
+    model = kind.from_pretrained(folder, dtype=dtype, local_files_only=True, **options)
+    return _language_part(model)
+
+
+def _language_part(model: Any) -> Any:
+    """Of a vision-language model without its eyes: z comes from features."""
+    body = model.base_model
+    for part in ("visual", "vision_tower", "vision_model"):
+        if hasattr(body, part):
+            setattr(body, part, None)
+    return model
+
+
+def _from_architecture(architecture: Any, *, dtype: torch.dtype) -> Any:
+    from transformers import AutoModelForCausalLM, AutoModelForImageTextToText
+
+    kind = AutoModelForCausalLM if architecture.get_text_config() is architecture else AutoModelForImageTextToText
+    return _language_part(kind.from_config(architecture, dtype=dtype))
+
+
+def _adapted(model: Any, config: LanguageModelConfig) -> Any:
+    flex = config.attention == "flex_attention" or (config.attention == "auto" and torch.cuda.is_available())
+    model.set_attn_implementation("flex_attention" if flex else "sdpa")
+    if config.lora_rank:
+        from peft import LoraConfig, inject_adapter_in_model
+
+        lora = LoraConfig(
+            r=config.lora_rank,
+            lora_alpha=config.lora_alpha,
+            lora_dropout=config.lora_dropout,
+            target_modules="all-linear",
+        )
+        model = inject_adapter_in_model(lora, model)
+        for name, weight in model.named_parameters():
+            weight.requires_grad_("lora_" in name)
+            if weight.requires_grad:
+                weight.data = weight.data.float()
+    return model
+
+
+def _check_shape(config: LanguageModelConfig, found: Any) -> None:
+    if config.shape == "checkpoint":
+        return
+    for name, value in _SHAPES[config.shape][1].items():
+        if name != "vocab_size" and getattr(found, name, None) != value:
+            raise ModelError(
+                f"{config.name}: its {name} is {getattr(found, name, None)}, shape {config.shape!r} has {value}; give "
+                "shape=checkpoint to take it as it is"
+            )
+
+
+def _check_logits(config: LanguageModelConfig, found: Any) -> None:
+    """A director's logits are the output embeddings' products alone."""
+    for name in ("final_logit_softcapping", "logits_scaling", "logit_scale", "lm_head_multiplier"):
+        if (value := getattr(found, name, None)) not in (None, 1):
+            raise ModelError(
+                f"{config.name}: its logits are changed by {name}={value} (as Gemma 2, Granite and Cohere do), which a "
+                "director does not do; choose another language model, for example SmolLM2, Qwen2.5, Qwen3 or Llama"
+            )
