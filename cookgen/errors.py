@@ -8,7 +8,7 @@ CookgenError
 │   └── FormatError         a shard set that breaks cookgen/1
 ├── OutputError             OUT cannot be written, or belongs to something else: exit 2
 │   └── OutputInUseError    another run is writing it
-├── ModelError              a model file that is missing or not the pinned one, a training that went to NaN, no memory for it
+├── ModelError              a model file that is missing or not the pinned one; a training that went to NaN
 └── ModelServerError        a model server that cannot be reached or keeps dying
 
 A message names the thing, the value, the rule and the remedy. All of them pickle: they cross Ray's processes.

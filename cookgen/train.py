@@ -76,6 +76,7 @@ def smollm2_135m() -> DirectorRun:
             batch_size=2,
             learning_rate=2e-4,
             warmup_steps=20,
+            precision="bf16",  # three to ten times as fast as fp32 on CPUs that know bf16
             validate_every=50,
             checkpoint_every=50,
         ),

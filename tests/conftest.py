@@ -15,6 +15,8 @@ from cookgen.files import file_sha256
 
 os.environ.setdefault("RAY_AUTH_MODE", "disabled")
 os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
+# pytest runs a process a core; with a team of threads in each they would spin, waiting for one another.
+os.environ.setdefault("OMP_NUM_THREADS", "1")
 
 
 ROOT = Path(__file__).resolve().parents[1]

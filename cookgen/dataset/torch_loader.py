@@ -293,8 +293,8 @@ def _without_rows(batch: Any) -> Any:
         return batch
     raise UsageError(
         f"remainder='short' leaves a rank without items at the end of an epoch, and a {type(batch).__name__} has no"
-        " rows to leave out; let collate make dicts, tuples, lists, tensors or something with a method without_rows(), or"
-        " use remainder='drop' or 'repeat'"
+        " rows to leave out; let collate make dicts, tuples, lists, tensors or a class with a method without_rows(),"
+        " or use remainder='drop' or 'repeat'"
     )
 
 

@@ -18,7 +18,7 @@ from torch.nn import functional as F
 from cookgen.director.config import DirectorConfig
 from cookgen.director.head import MixtureHead, RegressionHead
 from cookgen.director.inputs import IGNORE, IMAGE_TERMS, LATER_TERMS, MARKS, Batch, Vocabulary
-from cookgen.errors import ShapeError
+from cookgen.errors import ShapeError, UsageError
 
 
 @dataclass(frozen=True)
@@ -42,6 +42,7 @@ class Director(nn.Module):
     """Reads batches of `inputs.Packer`; gives sums of losses and of measures, see `forward`.
 
     language_model: a causal language model of transformers. embeddings: what z is, None for the task action-caption.
+    Raises UsageError for sequences longer than the language model sees.
     """
 
     mean_W: Tensor
@@ -51,6 +52,7 @@ class Director(nn.Module):
         super().__init__()
         self.config = config
         self.language_model = language_model
+        _check_length(config.sequence.max_length, language_model.config.get_text_config())
         words = language_model.get_input_embeddings().weight
         num_words, hidden_size = words.shape
         num_queries = embeddings.num_tokens if embeddings and config.head.readout == "queries" else 0
@@ -187,6 +189,15 @@ class Director(nn.Module):
         if self.language_model.config._attn_implementation == "flex_attention":
             return _block_mask(batch, masked)
         return dense_mask(batch, masked)
+
+
+def _check_length(max_length: int, found: Any) -> None:
+    for name in ("max_position_embeddings", "sliding_window"):
+        limit = getattr(found, name, None)
+        if limit is not None and max_length > limit:
+            raise UsageError(
+                f"model.sequence.max-length={max_length}: the language model has {name}={limit}; give {limit} or less"
+            )
 
 
 def dense_mask(batch: Batch, masked_RL: Tensor | None) -> Tensor:

@@ -220,7 +220,8 @@ def _page(
     cosines: list[list[float]] = []
     if with_z:
         unit_SNW = _unit(np.stack(with_z))
-        cosines = [row[:place].tolist() for place, row in enumerate(_cosines(unit_SNW, unit_SNW))]
+        all_SS = _cosines(unit_SNW, unit_SNW).round(2) + 0.0  # + 0.0: no -0.00
+        cosines = [row[:place].tolist() for place, row in enumerate(all_SS)]
     style = (_FOLDER / "storyboard.css").read_text(encoding="utf-8")
     digest = base64.b64encode(hashlib.sha256(style.encode()).digest()).decode()
     environment = jinja2.Environment(

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import contextlib
+import io
 import json
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
@@ -269,7 +271,8 @@ def _pretrained(found: ResolvedModel, dtype: torch.dtype) -> Any:
     kind = AutoModelForCausalLM
     if architecture.get_text_config() is not architecture:
         kind = AutoModelForImageTextToText
-    model = kind.from_pretrained(folder, dtype=dtype, local_files_only=True, **options)
+    with contextlib.redirect_stderr(io.StringIO()):  # the progress bar of converting GGUF heeds no setting
+        model = kind.from_pretrained(folder, dtype=dtype, local_files_only=True, **options)
     return _language_part(model)
 
 

@@ -66,6 +66,7 @@ class State(BaseModel):
     num_ranks: PositiveInt
     loader: dict[str, Any]
     validation: Validation | None  # of the weights of this very step
+    left_out: dict[str, int]  # of the data, so far, by reason
     sha256s: dict[str, str] = {}
 
 

@@ -163,6 +163,7 @@ class _Run:
         )
         self.ema = Ema(self.parameters, config.ema_decay) if config.ema_decay is not None else None
         self.step = 0
+        self.left_out: Counter[str] = Counter()
         self.validation: Validation | None = None
         self.last_checkpoint: Path | None = None
         if found is not None:
@@ -184,10 +185,12 @@ class _Run:
             batches, share = self._fetch(stream, config.accumulation, stop=bool(signals))
             wait_s = time.perf_counter() - started
             record = self._update(batches, share.counts)
+            self.left_out.update(share.left_out)
             meter.add(seconds=time.perf_counter() - started, wait_s=wait_s, tokens=share.num_tokens, flops=share.flops)
             is_last = self.step == config.steps
             if self.step == 1 or is_last or self.step % config.log_every == 0:
-                self._tell_of(record | meter.read() | {"memory_bytes": peak_memory_bytes(self.device)})
+                memory = {"memory_bytes": peak_memory_bytes(self.device)}
+                self._tell_of(record | meter.read() | memory | {"left_out": dict(self.left_out)})
             is_best, is_validated = False, is_last or self.step % config.validate_every == 0
             if self.valid is not None and is_validated:
                 self.validation = self._validate(self.valid)
@@ -331,7 +334,11 @@ class _Run:
         for rank, rng in enumerate(gather(checkpoint.rng_state(self.device))):
             files[f"rng-{rank}.safetensors"] = rng
         state = State(
-            step=self.step, num_ranks=num_ranks(), loader=self.loader.state_dict(), validation=self.validation
+            step=self.step,
+            num_ranks=num_ranks(),
+            loader=self.loader.state_dict(),
+            validation=self.validation,
+            left_out=dict(self.left_out),
         )
 
         def write_extras(folder: Path) -> None:
@@ -367,6 +374,7 @@ class _Run:
         else:
             self._seed(found.state.step)
         self.step, self.validation, self.last_checkpoint = found.state.step, found.state.validation, found.folder
+        self.left_out.update(found.state.left_out)
         others = f", written by {len(states)} ranks and now {num_ranks()}: random numbers differ from there on"
         self.tell(f"{self.out}: going on from {found.folder.name}{others if len(states) != num_ranks() else ''}")
 
@@ -398,10 +406,17 @@ class _Share:
     num_tokens: int
     flops: float
     stop: bool
+    left_out: Mapping[str, int]
 
     @classmethod
     def of(cls, batches: Sequence[Batch], flops: float, stop: bool) -> _Share:
-        return cls(_added(batch.counts for batch in batches), sum(batch.num_tokens for batch in batches), flops, stop)
+        return cls(
+            counts=_added(batch.counts for batch in batches),
+            num_tokens=sum(batch.num_tokens for batch in batches),
+            flops=flops,
+            stop=stop,
+            left_out=_added(batch.left_out for batch in batches),
+        )
 
     @classmethod
     def sum(cls, shares: Sequence[_Share]) -> _Share:
@@ -410,6 +425,7 @@ class _Share:
             sum(share.num_tokens for share in shares),
             sum(share.flops for share in shares),
             any(share.stop for share in shares),
+            _added(share.left_out for share in shares),
         )
 
 

@@ -125,6 +125,7 @@ def _line(record: Record, steps: int, loss_terms: Collection[str]) -> str:
             parts.append(f"MFU {record['mfu']:.1%}")
         parts.append(f"{record['memory_bytes'] / 2**30:.2f} GiB  data wait {record['data_wait']:.1%}")
         left = (steps - record["step"]) * record["step_s"]
+        parts += [f"left out: {name} {count:,}" for name, count in record["left_out"].items() if count]
         parts.append(f"{_duration(left)} left" if left else "done")
     return "  ".join(parts)
 

@@ -25,6 +25,10 @@ class Batch(Protocol):
     def num_tokens(self) -> int:
         """Tokens that are not padding."""
 
+    @property
+    def left_out(self) -> Mapping[str, int]:
+        """What of its items is in no batch, by reason, say steps that are too long."""
+
     def to(self, device: torch.device) -> Self:
         """The batch with its tensors on the device."""
 

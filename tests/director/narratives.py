@@ -83,7 +83,7 @@ SMALL = {
     "num_hidden_layers": 2,
     "num_attention_heads": 4,
     "num_key_value_heads": 2,
-    "max_position_embeddings": 1024,
+    "max_position_embeddings": 4096,
 }
 _MROPE = {"rope_type": "default", "rope_theta": 10000.0, "mrope_section": [1, 1, 2]}
 _EYES = {"depth": 1, "hidden_size": 32, "num_heads": 2, "out_hidden_size": 32, "intermediate_size": 32}
@@ -98,7 +98,15 @@ ARCHITECTURES: dict[str, Callable[[], Any]] = {
         vision_config={**_EYES, "fullatt_block_indexes": [0]},
     ),
     "gpt2": lambda: AutoConfig.for_model(
-        "gpt2", vocab_size=NUM_WORDS, n_embd=32, n_layer=2, n_head=4, attn_pdrop=0, embd_pdrop=0, resid_pdrop=0
+        "gpt2",
+        vocab_size=NUM_WORDS,
+        n_positions=4096,
+        n_embd=32,
+        n_layer=2,
+        n_head=4,
+        attn_pdrop=0,
+        embd_pdrop=0,
+        resid_pdrop=0,
     ),
 }
 

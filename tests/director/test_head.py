@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-import numpy as np
+import math
+
 import pytest
 import torch
-from scipy import stats
 from torch import Generator, Tensor
 from torch.distributions import Categorical, Independent, MixtureSameFamily, Normal
 
@@ -24,7 +24,7 @@ def output(num: int) -> Tensor:
     """The same mixture [num, 1, K (2W + 1)]: parts at -2 and 3, of variances e^-1 and e^0.5, weights 0.3 and 0.7."""
     means = [-2.0] * WIDTH + [3.0] * WIDTH
     log_variances = [-1.0] * WIDTH + [0.5] * WIDTH
-    return torch.tensor([*means, *log_variances, np.log(0.3), np.log(0.7)]).expand(num, 1, -1)
+    return torch.tensor([*means, *log_variances, math.log(0.3), math.log(0.7)]).expand(num, 1, -1)
 
 
 def test_the_layer_has_the_size_of_the_paper() -> None:
@@ -38,16 +38,19 @@ def test_a_mixture_predicts_its_mean() -> None:
     torch.testing.assert_close(predicted, torch.full((2, 1, WIDTH), 0.3 * -2 + 0.7 * 3))
 
 
+def kolmogorov_smirnov(drawn: Tensor, low: float) -> float:
+    """Largest gap between the distribution of draws [n] and that of the mixture, times sqrt(n): 1.95 at p = 0.001."""
+    value, num = drawn.double().sort().values, len(drawn)
+    parts = (torch.special.ndtr((value - mean) / sd) for mean, sd in ((-2, math.exp(-0.5)), (3, math.exp(0.25))))
+    cumulative = low * next(parts) + (1 - low) * next(parts)
+    return float((cumulative - (torch.arange(num) + 0.5) / num).abs().max()) * num**0.5
+
+
 def test_draws_follow_the_mixture() -> None:
     drawn = mixture_head().sample(output(4000), temperature=1, generator=Generator().manual_seed(0))
-
-    def cumulative(value: np.ndarray, low: float = 0.3) -> np.ndarray:
-        parts = stats.norm.cdf(value, -2, np.exp(-0.5)), stats.norm.cdf(value, 3, np.exp(0.25))
-        return low * parts[0] + (1 - low) * parts[1]
-
     for channel in range(WIDTH):
-        assert stats.kstest(drawn[:, 0, channel].numpy(), cumulative).pvalue > 1e-3
-    assert stats.kstest(drawn[:, 0, 0].numpy(), lambda value: cumulative(value, 0.4)).pvalue < 1e-6  # it can fail
+        assert kolmogorov_smirnov(drawn[:, 0, channel], 0.3) < 1.95
+    assert kolmogorov_smirnov(drawn[:, 0, 0], 0.35) > 1.95  # it can fail
     parts = drawn[:, 0] > 0.5
     assert ((parts.sum(-1) == 0) | (parts.sum(-1) == WIDTH)).float().mean() > 0.9  # one part for all channels
 
@@ -58,7 +61,7 @@ def test_temperature_narrows_and_zero_is_the_mode() -> None:
     upper = cold[cold[:, 0, 0] > 0.5]
     weights = torch.softmax(torch.tensor([0.3, 0.7]).log() / 0.25, -1)
     assert len(upper) / 2000 == pytest.approx(weights[1].item(), abs=0.02)
-    assert upper.std().item() == pytest.approx((0.25 * np.exp(0.5)) ** 0.5, rel=0.05)
+    assert upper.std().item() == pytest.approx((0.25 * math.exp(0.5)) ** 0.5, rel=0.05)
     assert torch.equal(head.sample(output(3), temperature=0, generator=None), torch.full((3, 1, WIDTH), 3.0))
 
 

@@ -17,6 +17,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 from torch.nn import functional as F
+from transformers import AutoConfig, AutoModelForCausalLM, DynamicCache
 
 from cookgen.director import model as model_module
 from cookgen.director.config import (
@@ -29,7 +30,7 @@ from cookgen.director.config import (
 )
 from cookgen.director.inputs import IGNORE, MARKS, Batch, Document, Packer, Prepared
 from cookgen.director.model import Director, Embeddings, dense_mask
-from cookgen.errors import ShapeError
+from cookgen.errors import ShapeError, UsageError
 from tests.director.narratives import (
     ARCHITECTURES,
     NUM_WORDS,
@@ -339,6 +340,16 @@ def test_mixed_history_is_the_models_own_prediction() -> None:
     )
 
 
+def test_queries_are_never_masked() -> None:
+    config = DirectorConfig(regularization=RegularizationConfig(mask_rate=1 - 1e-9))
+    batch = pack(TALES[:1], config)
+    mask = director(config).train()._visible(batch)[0, 0]
+    first, *rest = batch.read_MN[0].tolist()
+    assert [mask[query].nonzero().flatten().tolist() for query in (first, *rest)] == [
+        list(range(first, query + 1)) for query in (first, *rest)
+    ]
+
+
 def test_masked_tokens_still_see_themselves() -> None:
     batch = pack(TALES, DirectorConfig())
     everything = torch.ones_like(batch.ids_RL, dtype=torch.bool)
@@ -435,6 +446,29 @@ def test_embeddings_need_a_finite_mean_and_a_scale(values: tuple[int, int, list[
         Embeddings(*values)
 
 
+@pytest.mark.parametrize(
+    ("architecture", "values", "limit"),
+    [
+        ("llama", {"max_position_embeddings": 100}, 100),
+        ("gpt2", {"n_positions": 64}, 64),
+        ("mistral", {"sliding_window": 50}, 50),
+    ],
+)
+def test_sequences_longer_than_the_language_model_sees_are_refused(
+    architecture: str, values: dict[str, int], limit: int
+) -> None:
+    """A window would let training see more than generation, which forgets what is outside of it."""
+    found = AutoConfig.for_model(
+        architecture, **{"vocab_size": NUM_WORDS, "hidden_size": 32, "num_attention_heads": 4, **values}
+    )
+    with torch.device("meta"):
+        bare = AutoModelForCausalLM.from_config(found)
+    config = DirectorConfig(sequence=SequenceConfig(max_length=limit + 1))
+    with pytest.raises(UsageError, match=rf"max-length={limit + 1}: .*={limit}; give {limit} or less"):
+        Director(config, bare, None)
+    Director(DirectorConfig(sequence=SequenceConfig(max_length=limit)), bare, None)
+
+
 def test_new_vectors_are_as_large_as_words() -> None:
     torch.manual_seed(0)
     words = language_model("llama")
@@ -492,8 +526,6 @@ def test_generation_gives_what_training_saw() -> None:
     ids = torch.from_numpy(document.ids)[None]
     with torch.no_grad():
         expected = plain_hidden(model, document, list(range(len(document))))
-        from transformers import DynamicCache
-
         cache, found = DynamicCache(), []
         for start, end in pairwise((0, 7, *range(8, len(document) + 1))):
             positions = torch.arange(start, end)[None]

@@ -228,6 +228,16 @@ def test_lora_trains_lora_rows_projector_and_head_alone(folder: Path) -> None:
     assert not [name for name in trained if "lm_head" in name or "embed_tokens" in name]
 
 
+@pytest.mark.filterwarnings("ignore:fan_in_fan_out:UserWarning")  # GPT-2's layers are transposed; peft sees to it
+@pytest.mark.parametrize("architecture", ARCHITECTURES)
+def test_lora_is_on_every_linear_layer_of_every_kind(architecture: str) -> None:
+    model = language_model(architecture, sdpa(lora_rank=2))
+    trained = {name for name, weight in model.named_parameters() if weight.requires_grad}
+    num_layers = 4 if architecture == "gpt2" else 7  # of a block: its fused projections, or q, k, v, o, gate, up, down
+    assert len(trained) == 2 * 2 * num_layers
+    assert all("lora_" in name for name in trained)
+
+
 def test_a_bf16_base_has_float32_lora(folder: Path) -> None:
     model = load_language_model(sdpa(name=str(folder), lora_rank=4), dtype=torch.bfloat16)
     kinds = {("lora_" in name, weight.dtype) for name, weight in model.named_parameters()}
@@ -254,9 +264,9 @@ def save(model: Director, place: Path, step: int = 7) -> Path:
     return place
 
 
-def random_director() -> Director:
+def random_director(architecture: str = "llama, tied") -> Director:
     """All weights trained, none from elsewhere."""
-    return director(DirectorConfig(language_model=sdpa(shape="tiny", random=True)))
+    return director(DirectorConfig(language_model=sdpa(shape="tiny", random=True)), architecture=architecture)
 
 
 @pytest.fixture
@@ -264,8 +274,10 @@ def checkpoint(tmp_path: Path) -> Path:
     return save(random_director(), tmp_path / "run/checkpoints/step-00000007")
 
 
-def test_a_full_checkpoint_comes_back_the_same(checkpoint: Path) -> None:
-    model, loaded = random_director(), load_director(checkpoint)
+@pytest.mark.parametrize("architecture", ARCHITECTURES)
+def test_a_full_checkpoint_comes_back_the_same(architecture: str, tmp_path: Path) -> None:
+    model = random_director(architecture)
+    loaded = load_director(save(model, tmp_path / "it"))
     batch = pack(TALES, model.config)
     assert sums(loaded.director, batch) == sums(model, batch)
     assert torch.equal(predictions(loaded.director, batch), predictions(model, batch))

@@ -1,4 +1,4 @@
-"""`cookgen-train director` as a user runs it: features on first use, validation, a kill, an exact resume, a storyboard."""
+"""`cookgen-train director` as a user runs it: features on first use, validation, a kill and resume, a storyboard."""
 
 from __future__ import annotations
 

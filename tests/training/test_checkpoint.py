@@ -17,7 +17,7 @@ from tests.training.tinytask import curve, run
 
 def state(step: int, loss: float | None = None) -> State:
     validation = None if loss is None else Validation(step=step, loss=loss, terms={"text": loss})
-    return State(step=step, num_ranks=1, loader={}, validation=validation)
+    return State(step=step, num_ranks=1, loader={}, validation=validation, left_out={})
 
 
 def save(folder: Path, step: int, loss: float | None = None, *, keep_last: int = 2, best: int | None = None) -> Path:

@@ -57,6 +57,10 @@ class TinyBatch(NamedTuple):
         return {"text": int((self.ids_BL[:, 1:] != PAD).sum()), "visual": num_images, "l2": num_images}
 
     @property
+    def left_out(self) -> dict[str, int]:
+        return {"padded_steps": int((self.ends_BS < 0).sum())}
+
+    @property
     def num_tokens(self) -> int:
         return int((self.ids_BL != PAD).sum())
 

@@ -31,7 +31,7 @@ from cookgen.dataset import sample as sample_module
 from cookgen.dataset.frames import FrameRule
 from cookgen.errors import FormatError, InputError, UnknownNameError, UsageError
 from cookgen.records import Sample
-from tests.shardset import Story, make_set
+from tests.shardset import Story, add_features, make_set
 
 SIZE, FPS = 64, 8
 LONG = "folder-" + "x" * 110  # its members' names do not fit a plain tar header
@@ -607,3 +607,45 @@ def test_sound_on_request(tmp_path: Path) -> None:
         part = step.audio(rate_hz=16_000, span_s=(0.25, 0.5))
         assert part is not None and part.shape == (1, 4000)
     assert all(step.audio() is None for step in without.values())
+
+
+@pytest.fixture(scope="module")
+def two_sets(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path]:
+    folder = tmp_path_factory.mktemp("two-sets")
+    first = make_set(folder / "first", [Story("a", 3), Story("b", 2), Story("held-out", 2, split="val")])
+    second = make_set(folder / "second", [Story("c", 4)])
+    for out in (first, second):
+        add_features(out, "near", (3,))
+    return first, second
+
+
+def test_several_sets_are_read_as_one(two_sets: tuple[Path, Path]) -> None:
+    together = load_split("train", two_sets, features=["near"])
+    alone = [item for out in two_sets for item in load_split("train", out, features=["near"])]
+    assert [item.name for item in together] == [item.name for item in alone]
+    for ours, theirs in zip(together, alone, strict=True):
+        assert [step.mp4 for step in ours.steps] == [step.mp4 for step in theirs.steps]
+        assert (ours.features["near"] == theirs.features["near"]).all()
+    assert (together.num_narratives, together.num_clips) == (3, 9)
+    assert together.root == f"{two_sets[0]}, {two_sets[1]}"
+    shuffled = pickle.loads(pickle.dumps(load_split("train", two_sets, unit="clip", shuffle=True, seed=3)))
+    assert sorted(step.key for step in shuffled) == sorted(step.key for item in alone for step in item.steps)
+
+
+def test_a_set_without_the_split_adds_nothing(two_sets: tuple[Path, Path]) -> None:
+    assert [item.name for item in load_split("val", two_sets)] == ["demo-held-out"]
+    with pytest.raises(UsageError, match="split 'dev' is not in"):
+        load_split("dev", two_sets)
+
+
+def test_sets_that_do_not_go_together_are_refused(two_sets: tuple[Path, Path], tmp_path: Path) -> None:
+    first, _ = two_sets
+    again = make_set(tmp_path / "again", [Story("a", 3)])
+    with pytest.raises(UsageError, match="demo-a is in both"):
+        load_split("train", [first, again])
+    other = make_set(tmp_path / "other", [Story("d", 3)])
+    add_features(other, "near", (4,))
+    with pytest.raises(UsageError, match="'near' are of different encoders"):
+        load_split("train", [first, other], features=["near"])
+    with pytest.raises(UsageError, match="give a shard set"):
+        load_split("train", [])
