@@ -20,10 +20,12 @@ BLOCKS = re.findall(r"```python\n(.*?)```", README, re.DOTALL)
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A folder with a set in shards/, as after `make shards` and `cookgen features`."""
+    """A folder with a set in shards/, and a director in runs/, as after the README's commands."""
     folder = tmp_path_factory.mktemp("documents")
     make_set(folder / "shards", [*(Story(f"v{number}", 4) for number in range(3)), Story("val", 2, split="val")])
     add_features(folder / "shards", "conse", (384,))
+    train = [str(Path(sys.executable).parent / "cookgen-train"), "director", "--training.steps", "2"]
+    subprocess.run([*train, "--training.warmup-steps", "1"], cwd=folder, capture_output=True, check=True, timeout=300)
     return folder
 
 
