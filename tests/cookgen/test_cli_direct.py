@@ -18,7 +18,7 @@ from cookgen.cli import main
 from cookgen.dataset.split import load_split
 from cookgen.director.weights import Encoded
 from cookgen.features import compute_features, encoder_config
-from tests.director import tinydirector as tiny
+from tests.cookgen.director import tinydirector as tiny
 from tests.shardset import Story, add_features, make_set
 
 QUERY = "How to make a pepperoni pizza?"

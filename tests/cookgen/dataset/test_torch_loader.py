@@ -381,7 +381,7 @@ def test_damage_is_skipped_named_and_counted(
 ) -> None:
     out, key, shard = damaged
     clips = load_split("train", out, unit="clip", frames=2)
-    lost = {clips.name_of(place) for place in range(len(clips)) if clips._item(place)[0].shard == shard} | {key}
+    lost = {clips.name_of(place) for place in range(len(clips)) if clips._item(place)[0][0].shard == shard} | {key}
     loader = clips.torch(batch_size=4, num_workers=num_workers, on_error="skip")
     batches = list(loader)
     assert len(batches) == len(loader) == -(-NUM_CLIPS // 4)

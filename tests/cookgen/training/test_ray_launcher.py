@@ -7,8 +7,8 @@ from pathlib import Path
 import pytest
 
 from tests.conftest import ROOT
-from tests.training.test_loop import close
-from tests.training.tinytask import run
+from tests.cookgen.training.test_loop import close
+from tests.cookgen.training.tinytask import run
 
 PROGRAM = """
 import sys
@@ -16,7 +16,7 @@ from functools import partial
 from pathlib import Path
 from cookgen.errors import CookgenError
 from cookgen.training.ray_launcher import launch
-from tests.training.tinytask import TinyTask, config, train
+from tests.cookgen.training.tinytask import TinyTask, config, train
 
 shards, out, batch_size = Path(sys.argv[1]), Path(sys.argv[2]), int(sys.argv[3])
 

@@ -31,7 +31,7 @@ from cookgen.director.config import (
 from cookgen.director.inputs import IGNORE, MARKS, Batch, Document, Packer, Prepared
 from cookgen.director.model import Director, Embeddings, dense_mask
 from cookgen.errors import ShapeError, UsageError
-from tests.director.narratives import (
+from tests.cookgen.director.narratives import (
     ARCHITECTURES,
     NUM_WORDS,
     TASKS,

@@ -30,7 +30,7 @@ from cookgen.director.inputs import (
     query_text,
 )
 from cookgen.errors import FormatError, ModelError, ShapeError
-from tests.director.narratives import NUM_WORDS, TASKS, Clip, Tale, Z, byte_tokenizer, inputs, tale
+from tests.cookgen.director.narratives import NUM_WORDS, TASKS, Clip, Tale, Z, byte_tokenizer, inputs, tale
 from tests.shardset import Story, add_features, make_set
 
 laws = settings(deadline=None, max_examples=60)

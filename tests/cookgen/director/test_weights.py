@@ -27,7 +27,7 @@ from cookgen.director.weights import (
     save_description,
 )
 from cookgen.errors import CookgenError, InputError, ModelError, UnknownNameError, UsageError
-from tests.director.narratives import (
+from tests.cookgen.director.narratives import (
     ARCHITECTURES,
     NUM_WORDS,
     SMALL,

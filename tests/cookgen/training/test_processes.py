@@ -13,8 +13,8 @@ import pytest
 import torch
 
 from tests.conftest import ROOT
-from tests.training.test_loop import close, same, weights
-from tests.training.tinytask import curve, run
+from tests.cookgen.training.test_loop import close, same, weights
+from tests.cookgen.training.tinytask import curve, run
 
 # Imports once, then forks a child for every point at which one is to be killed; the last one goes to the end.
 KILLER = """
@@ -22,7 +22,7 @@ import os, signal, sys, time
 from pathlib import Path
 import torch
 torch.set_num_threads(1)
-from tests.training.tinytask import run
+from tests.cookgen.training.tinytask import run
 
 shards, out = Path(sys.argv[1]), Path(sys.argv[2])
 
@@ -53,7 +53,7 @@ FULL = """
 import resource, sys
 from pathlib import Path
 from cookgen.errors import OutputError
-from tests.training.tinytask import run
+from tests.cookgen.training.tinytask import run
 
 shards, out = Path(sys.argv[1]), Path(sys.argv[2])
 run(shards, out, stop_after=2)
@@ -118,7 +118,7 @@ def test_a_full_disk(shards: Path, tmp_path: Path) -> None:
 def ranks(shards: Path, *jobs: dict[str, Any]) -> list[str]:
     """Runs the jobs in two processes that torchrun starts."""
     rendezvous = ["--nnodes=1", "--nproc-per-node=2", "--rdzv-backend=c10d", "--rdzv-endpoint=127.0.0.1:0"]
-    module = ["-m", "tests.training.tinytask", shards, json.dumps(jobs)]
+    module = ["-m", "tests.cookgen.training.tinytask", shards, json.dumps(jobs)]
     env = {"OMP_NUM_THREADS": "1", "GLOO_SOCKET_IFNAME": "lo"}
     return python("-W", "default", "-m", "torch.distributed.run", *rendezvous, *module, env=env).splitlines()
 

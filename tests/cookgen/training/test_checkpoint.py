@@ -12,7 +12,7 @@ from safetensors.torch import load_file
 from cookgen.errors import InputError
 from cookgen.training import checkpoint
 from cookgen.training.checkpoint import State, Validation
-from tests.training.tinytask import curve, run
+from tests.cookgen.training.tinytask import curve, run
 
 
 def state(step: int, loss: float | None = None) -> State:

@@ -20,7 +20,7 @@ from cookgen.director.sample import Sampling, Written, WrittenStep, write_narrat
 from cookgen.director.storyboard import check_out, nearest_keyframes, open_keyframes, write_storyboard
 from cookgen.director.weights import Encoded
 from cookgen.errors import InputError, OutputError, UsageError
-from tests.director import tinydirector as tiny
+from tests.cookgen.director import tinydirector as tiny
 from tests.shardset import Story, add_features, feature_of, make_set
 
 EVIL = "</title><script>alert(1)</script><img src=x onerror='alert(2)'>{{ 7 * 7 }}&amp;\u202e\u2028\"'"

@@ -26,7 +26,7 @@ from cookgen.director.sample import (
 )
 from cookgen.errors import ModelError, ShapeError, UsageError
 from cookgen.files import canonical_json
-from tests.director import tinydirector as tiny
+from tests.cookgen.director import tinydirector as tiny
 
 QUERY = "How to make a pepperoni pizza?"
 KINDS = [

@@ -1,6 +1,6 @@
 """A small but real model and its data, to train in tests; also a program, for tests that need processes of their own.
 
-    python -m tests.training.tinytask SHARDS '[{"out": "run", "config": {"steps": 4}}]'
+    python -m tests.cookgen.training.tinytask SHARDS '[{"out": "run", "config": {"steps": 4}}]'
 
 Shapes: B narratives, L bytes, S steps, D the model's width, W that of the features, K heads.
 """

@@ -9,7 +9,7 @@ import pytest
 import torch
 from accelerate.state import AcceleratorState
 
-from tests.training.tinytask import make_shards
+from tests.cookgen.training.tinytask import make_shards
 
 
 @pytest.fixture(scope="session")

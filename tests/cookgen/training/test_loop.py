@@ -15,7 +15,7 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 
 from cookgen.errors import InputError, ModelError, OutputError, OutputInUseError, UsageError
 from cookgen.files import lock_held
-from tests.training.tinytask import curve, run
+from tests.cookgen.training.tinytask import curve, run
 
 
 def weights(out: Path, step: int, name: str = "model") -> dict[str, torch.Tensor]:
