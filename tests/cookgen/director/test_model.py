@@ -457,7 +457,7 @@ def test_embeddings_need_a_finite_mean_and_a_scale(values: tuple[int, int, list[
 def test_sequences_longer_than_the_language_model_sees_are_refused(
     architecture: str, values: dict[str, int], limit: int
 ) -> None:
-    """A window would let training see more than generation, which forgets what is outside of it."""
+    """The mask shows all that came before, also what a layer with a window has never seen in its own training."""
     found = AutoConfig.for_model(
         architecture, **{"vocab_size": NUM_WORDS, "hidden_size": 32, "num_attention_heads": 4, **values}
     )
