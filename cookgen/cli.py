@@ -13,7 +13,9 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Annotated, Literal
 
+import numpy as np
 import tyro
+from numpy.typing import NDArray
 
 from cookgen import __version__
 from cookgen.commands import printable, run_command
@@ -196,6 +198,7 @@ def direct(
     image: Path | None = None,
     action: Annotated[str | None, tyro.conf.arg(metavar="TEXT")] = None,
     caption: Annotated[str | None, tyro.conf.arg(metavar="TEXT")] = None,
+    references: tuple[Path, ...] = (),
     temperature: float = 0.0,
     top_p: float = 1.0,
     seed: int = 0,
@@ -212,6 +215,7 @@ def direct(
         out: a new or empty folder, or an older storyboard, which is replaced
         steps: the most; the director stops earlier by itself
         image: the first step's keyframe, encoded as the director's features are
+        references: pictures to be like, for directors trained with reference_rate
         action: the first step's action
         caption: the first step's caption
         temperature: 0 takes the likeliest word each time; otherwise 0.01 to 100
@@ -223,38 +227,44 @@ def direct(
     try:
         import torch
 
-        from cookgen.director.sample import Given, Sampling, WrittenStep, open_checkpoint, write_narrative
+        from cookgen.director.sample import Given, Sampling, WrittenStep, check_query, write_narrative
         from cookgen.director.storyboard import check_out, nearest_keyframes, open_keyframes, write_storyboard
+        from cookgen.director.weights import load_director
     except ModuleNotFoundError as error:
         raise UsageError(f"cookgen direct: {error}; install cookgen[train]") from error
     from cookgen.perception.threads import one_thread
     from cookgen.picture import encode_picture, read_picture
 
     sampling = Sampling(temperature, top_p, seed, num_steps=steps, max_tokens=max_tokens)
+    check_query(query)
     check_out(out)
-    picture_HWC = None if image is None else read_picture(image)
-    opened = open_checkpoint(checkpoint)
-    found, director = opened.loaded.features, opened.loaded.director
-    narratives = None if nearest is None else open_keyframes(nearest, opened)
-    z_NW = None
-    if picture_HWC is not None:
-        if found is None:
-            raise UsageError("--image: this director writes texts alone, it cannot be shown a picture; leave it out")
+    pictures = [read_picture(path) for path in (*(() if image is None else (image,)), *references)]
+    loaded = load_director(checkpoint)
+    found, director = loaded.features, loaded.director
+    narratives = None if nearest is None else open_keyframes(nearest, loaded)
+    if pictures and found is None:
+        raise UsageError("--image, --references: this director writes texts alone, it cannot be shown a picture")
+
+    def encode(picture_HWC: NDArray[np.uint8]) -> NDArray[np.float32]:
+        assert found is not None
         identity = f"{found.model}@{found.revision}"
         z = encode_picture(picture_HWC, identity, config=found.config, encoder_model=found.encoder_model)
-        z_NW = z.reshape(-1, len(director.mean_W))
+        return z.reshape(-1, len(director.mean_W))
+
+    z = [encode(picture_HWC) for picture_HWC in pictures]
+    first = None if image is None else pictures[0]
+    given = Given(action, caption, None if first is None else z[0], z[len(z) - len(references) :])
 
     def show(step: WrittenStep) -> None:
         _say(f"- {' | '.join(text or '(no words)' for text in step.texts.values())}")
 
     director.to("cuda" if torch.cuda.is_available() else "cpu")
     with one_thread():  # sums in one order: the same seed gives the same words
-        given = Given(action, caption, z_NW)
-        written = write_narrative(opened, query, sampling, given=given, show=show)
+        written = write_narrative(loaded, query, sampling, given=given, show=show)
     near = None
     if found is not None and narratives is not None:
         near = nearest_keyframes(written.steps, narratives, found.name)
-    write_storyboard(out, written, opened, sampling, nearest=near, nearest_in=nearest or "", picture_HWC=picture_HWC)
+    write_storyboard(out, written, loaded, sampling, nearest=near, nearest_in=nearest or "", picture_HWC=first)
     for note in written.notes:
         _say(f"note: {note}")
     _say(f"{len(written.steps)} steps, ended by {written.stopped}: {out / 'index.html'}")

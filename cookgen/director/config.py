@@ -81,7 +81,8 @@ class SequenceConfig:
         task: what a step holds, in this order (Table 6); action-caption is the language-centric director, without z
         supervision: every reads z at every step of one causal pass, last at the last step alone (figure 3b)
         random_length: with supervision=last: end after a random number of steps
-        supervise_first: learn the first step too; otherwise it is only given: figure 3a's initial image-text pair
+        supervise_first: learn a sequence's first step too; otherwise it is only given: figure 3a's initial image-text
+            pair
         max_length: tokens a sequence; a longer narrative is cut between steps into several
     """
 
@@ -118,7 +119,7 @@ class RegularizationConfig:
         mask_rate: of a token being invisible to all later ones (MovieDreamer: 0.15)
         reverse_rate: of a narrative being told backwards (MovieDreamer, data augmentation)
         reference_rate: of random keyframes of the narrative standing before it (MovieDreamer, few-shot)
-        num_references: how many (MovieDreamer: 10)
+        num_references: how many at most (MovieDreamer: 10), and never more than half of the narrative's steps
     """
 
     history_mix: float = 0.0
@@ -153,8 +154,14 @@ class DirectorConfig:
     def __post_init__(self) -> None:
         if not 0 <= self.text_weight < math.inf:
             raise ValueError(f"text_weight={self.text_weight}: finite and not negative")
-        if not self.sequence.has_visual and self.regularization.history_mix:
-            raise ValueError("history_mix: the task action-caption has no z to mix")
+        if not self.sequence.has_visual:
+            for name in ("history_mix", "reference_rate"):
+                if getattr(self.regularization, name):
+                    raise ValueError(f"{name}: the task action-caption has no z; leave it 0")
+            if not self.text_weight:
+                raise ValueError("text_weight=0: the task action-caption has nothing but text to learn")
+        if self.regularization.history_mix and self.sequence.supervision == "last":
+            raise ValueError("history_mix: goes with supervision='every'; the last step's z is no step's history")
         if self.head.readout == "next_token" and self.regularization.history_mix:
             raise ValueError("history_mix: goes with readout='queries'; next_token reads z from the history itself")
         if self.head.readout == "next_token" and self.sequence.supervision == "last":

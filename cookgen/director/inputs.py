@@ -88,9 +88,26 @@ def query_text(narrative: Narrative) -> str:
     """What the user would have asked: the title where it asks so already, else "How to cook" and the dish."""
     for text in (narrative.title, narrative.topic):
         if text and text.lower().startswith("how to "):
-            return text.rstrip("?. ") + "?"
+            return as_question(text)
     dish = narrative.topic or narrative.title
     return f"How to cook {dish}?" if dish else "How to cook this?"
+
+
+def as_question(text: str) -> str:
+    """The text with one question mark at its end."""
+    return text.rstrip("?. ") + "?"
+
+
+def query_ids(tokenizer: Any, query: str) -> list[int]:
+    """The ids of a query, with those that the tokenizer puts before a text, and not those that end one."""
+    ids: list[int] = tokenizer(query + "\n", split_special_tokens=True).input_ids
+    return ids[:-1] if ids[-1:] == [tokenizer.eos_token_id] else ids
+
+
+def text_ids(tokenizer: Any, texts: list[str]) -> list[list[int]]:
+    """The ids of actions and captions. A text that spells one of the tokenizer's own marks is read as letters."""
+    found: list[list[int]] = tokenizer(texts, add_special_tokens=False, split_special_tokens=True).input_ids
+    return found
 
 
 @dataclass(frozen=True)
@@ -233,9 +250,11 @@ class NarrativeInputs:
             steps, z = steps[::-1], None if z is None else z[::-1]
         references: NDArray[np.float32] | None = None
         if z is not None and config.reference_rate and torch.rand(()) < config.reference_rate:
-            references = z[torch.randperm(len(z))[: config.num_references].numpy()]
+            # Not more than half: references that show every step leave nothing to foresee.
+            references = z[torch.randperm(len(z))[: min(config.num_references, len(z) // 2)].numpy()]
         length = int(torch.randint(1, len(steps) + 1, ())) if self.config.sequence.random_length else len(steps)
-        (query,) = self._tokens([query_text(narrative) + "\n"], begins=True)
+        query = query_ids(self.tokenizer, query_text(narrative))
+        self._check_words([query])
         return self._documents(steps[:length], z, references, query, ends=length == len(steps))
 
     def _documents(
@@ -272,7 +291,7 @@ class NarrativeInputs:
             writer.query(query)
             for index in piece:
                 is_last = index == piece[-1]
-                learned = self.config.sequence.supervise_first or index > 0
+                learned = self.config.sequence.supervise_first or index != piece[0]
                 reads = learned and (self.config.sequence.supervision == "every" or is_last)
                 writer.step(
                     steps[index],
@@ -289,18 +308,17 @@ class NarrativeInputs:
     def _texts(self, narrative: Narrative) -> list[dict[str, list[int]]]:
         names = self.config.sequence.fields
         texts = [getattr(step, name) for step in narrative.steps for name in names]
-        found = iter(self._tokens(texts, begins=False))
-        return [{name: next(found) for name in names} for _ in narrative.steps]
+        found = text_ids(self.tokenizer, texts)
+        self._check_words(found)
+        words = iter(found)
+        return [{name: next(words) for name in names} for _ in narrative.steps]
 
-    def _tokens(self, texts: list[str], *, begins: bool) -> list[list[int]]:
-        # A text that spells one of the tokenizer's own marks is read as letters.
-        found: list[list[int]] = self.tokenizer(texts, add_special_tokens=begins, split_special_tokens=True).input_ids
-        if max(max(ids, default=0) for ids in found) >= self.vocabulary.num_words:
+    def _check_words(self, texts: list[list[int]]) -> None:
+        if max(max(ids, default=0) for ids in texts) >= self.vocabulary.num_words:
             raise ModelError(
                 f"the tokenizer knows {len(self.tokenizer)} words, the language model {self.vocabulary.num_words}: "
                 "name a model whose tokenizer and weights belong together, or a shape with as many words"
             )
-        return found
 
     def _embeddings(self, narrative: Narrative) -> NDArray[np.float32] | None:
         if not self.config.sequence.has_visual:

@@ -15,6 +15,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from cookgen.director.attention import visible
 from cookgen.director.config import DirectorConfig
 from cookgen.director.head import MixtureHead, RegressionHead
 from cookgen.director.inputs import IGNORE, IMAGE_TERMS, LATER_TERMS, MARKS, Batch, Vocabulary
@@ -55,7 +56,8 @@ class Director(nn.Module):
         _check_length(config.sequence.max_length, language_model.config.get_text_config())
         words = language_model.get_input_embeddings().weight
         num_words, hidden_size = words.shape
-        num_queries = embeddings.num_tokens if embeddings and config.head.readout == "queries" else 0
+        self.num_tokens = embeddings.num_tokens if embeddings else 0  # of a z
+        num_queries = self.num_tokens if config.head.readout == "queries" else 0
         self.vocabulary = Vocabulary(num_words, num_queries)
         # One row a mark and a query; a mark's row is both what it looks like and what predicts it.
         self.rows = nn.Embedding(self.vocabulary.num_rows, hidden_size)
@@ -146,14 +148,14 @@ class Director(nn.Module):
         out: Tensor = self.projector(y_FNW)
         return out
 
-    def hidden(self, embedded_RLH: Tensor, *, positions: Tensor, mask: Any = None, cache: Any = None) -> Tensor:
-        """The last hidden states [R, L, H]. mask: which keys a query sees; None: all that came before it."""
+    def hidden(self, embedded_RLH: Tensor, *, positions: Tensor, cache: Any = None, **attention: Any) -> Tensor:
+        """The last hidden states [R, L, H]. attention: see attention.visible; without, a token sees all before it."""
         found = self.language_model.get_decoder()(
             inputs_embeds=embedded_RLH,
             position_ids=positions,
-            attention_mask=mask,
             past_key_values=cache,
             use_cache=cache is not None,
+            **attention,
         )
         states: Tensor = found.last_hidden_state
         return states
@@ -173,22 +175,20 @@ class Director(nn.Module):
         assert self.head is not None
         return self.head.predict(out)
 
-    def _hidden(self, batch: Batch, z_FNW: Tensor, seen: Any) -> Tensor:
+    def _hidden(self, batch: Batch, z_FNW: Tensor, seen: Mapping[str, Any]) -> Tensor:
         embedded = self.embed(batch.ids_RL)
         if self.head is not None:
             flat = embedded.flatten(0, 1)
             projected = self.project(z_FNW).flatten(0, 1).to(flat.dtype)
             embedded = flat.index_copy(0, batch.fed_FN.flatten(), projected).view_as(embedded)
-        return self.hidden(self.dropout(embedded), positions=batch.positions_RL, mask=seen)
+        return self.hidden(self.dropout(embedded), positions=batch.positions_RL, **seen)
 
-    def _visible(self, batch: Batch) -> Any:
-        """The mask: a token sees its own document's earlier tokens but those of other blocks of queries."""
+    def _visible(self, batch: Batch) -> dict[str, Any]:
+        """A token sees its own document's earlier tokens but those of other blocks of queries."""
         masked = None
         if self.training and (rate := self.config.regularization.mask_rate):
             masked = (torch.rand(batch.ids_RL.shape, device=batch.ids_RL.device) < rate) & (batch.blocks_RL == 0)
-        if self.language_model.config._attn_implementation == "flex_attention":
-            return _block_mask(batch, masked)
-        return dense_mask(batch, masked)
+        return visible(batch, masked, self.language_model.config._attn_implementation)
 
 
 def _check_length(max_length: int, found: Any) -> None:
@@ -198,34 +198,6 @@ def _check_length(max_length: int, found: Any) -> None:
             raise UsageError(
                 f"model.sequence.max-length={max_length}: the language model has {name}={limit}; give {limit} or less"
             )
-
-
-def dense_mask(batch: Batch, masked_RL: Tensor | None) -> Tensor:
-    """bool [R, 1, L, L]: whether a query (third axis) sees a key (fourth)."""
-    rows, length = batch.ids_RL.shape
-    index = torch.arange(length, device=batch.ids_RL.device)
-    row = torch.arange(rows, device=batch.ids_RL.device).view(-1, 1, 1)
-    return _sees(batch, masked_RL, row, index.view(1, -1, 1), index.view(1, 1, -1)).unsqueeze(1)
-
-
-def _block_mask(batch: Batch, masked_RL: Tensor | None) -> Any:
-    from torch.nn.attention.flex_attention import create_block_mask
-
-    rows, length = batch.ids_RL.shape
-
-    def sees(row: Tensor, head: Tensor, query: Tensor, key: Tensor) -> Tensor:
-        return _sees(batch, masked_RL, row, query, key)
-
-    return create_block_mask(sees, rows, None, length, length, device=str(batch.ids_RL.device))
-
-
-def _sees(batch: Batch, masked_RL: Tensor | None, row: Tensor, query: Tensor, key: Tensor) -> Tensor:
-    """The rule of visibility, for indices that broadcast. Padding is a document of its own: it too sees something."""
-    documents, blocks = batch.documents_RL, batch.blocks_RL
-    same_document = documents[row, query] == documents[row, key]
-    same_block = (blocks[row, key] == 0) | (blocks[row, key] == blocks[row, query])
-    sees = (key <= query) & same_document & same_block
-    return sees if masked_RL is None else sees & (~masked_RL[row, key] | (key == query))
 
 
 def _mixed(z_FNW: Tensor, predicted_MNW: Tensor, fed_of_read_M: Tensor, rate: float) -> Tensor:

@@ -5,11 +5,9 @@ Shapes: L tokens, H hidden size, V words and marks, N tokens an image, W width o
 
 from __future__ import annotations
 
-import json
 import unicodedata
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any, Literal
 
 import numpy as np
@@ -18,27 +16,10 @@ from numpy.typing import NDArray
 from torch import Tensor
 from transformers import DynamicCache, TemperatureLogitsWarper, TopPLogitsWarper
 
-from cookgen.director.inputs import MARKS
+from cookgen.director.inputs import MARKS, as_question, query_ids, text_ids
 from cookgen.director.model import Director
-from cookgen.director.weights import DESCRIPTION, LoadedDirector, checkpoint_folder, load_director
+from cookgen.director.weights import LoadedDirector
 from cookgen.errors import ModelError, ShapeError, UsageError
-
-
-@dataclass(frozen=True)
-class Checkpoint:
-    """A director to write with. num_tokens: of a z, 0 without. language_model: the identity of what it was trained
-    from, or "random"."""
-
-    loaded: LoadedDirector
-    num_tokens: int
-    language_model: str
-
-
-def open_checkpoint(path: Path) -> Checkpoint:
-    """The director in a run's folder or a checkpoint's. Raises as `load_director` does."""
-    loaded = load_director(path)
-    values = json.loads((checkpoint_folder(path) / DESCRIPTION).read_bytes())  # load_director has checked it
-    return Checkpoint(loaded, (values["embeddings"] or {}).get("num_tokens", 0), values["language_model"])
 
 
 @dataclass(frozen=True)
@@ -72,12 +53,14 @@ class Sampling:
 class Given:
     """What of the first step is not to be written: with all of it the initial image-text pair of figure 3a.
 
-    z_NW: of its keyframe, in the encoder's own space.
+    z_NW: of its keyframe, in the encoder's own space. references: z of pictures to be like, which stand before the
+    query (MovieDreamer, few-shot); for directors that were trained with reference_rate.
     """
 
     action: str | None = None
     caption: str | None = None
     z_NW: NDArray[np.float32] | None = None
+    references: Sequence[NDArray[np.float32]] = ()
 
     @property
     def texts(self) -> dict[str, str]:
@@ -118,13 +101,10 @@ class Written:
 
 
 class Stream:
-    """A document on its way through the network, from left to right; what was fed lies in the KV cache.
+    """A document on its way through the network, from left to right; what was fed lies in the KV cache."""
 
-    num_tokens: of a z.
-    """
-
-    def __init__(self, director: Director, num_tokens: int) -> None:
-        self._director, self._num_tokens = director, num_tokens
+    def __init__(self, director: Director) -> None:
+        self._director = director
         # Full layers also where a model has sliding windows, and the mask below: both as in training.
         self._cache = DynamicCache()
         director.language_model.set_attn_implementation("sdpa")
@@ -159,7 +139,7 @@ class Stream:
             self.feed_z(y_NW)
             return y_NW
         tokens = []
-        for _ in range(self._num_tokens):
+        for _ in range(self._director.num_tokens):
             tokens.append(self._drawn(self._last_H[None], temperature, generator))
             self.feed_z(tokens[-1])
         return torch.cat(tokens)
@@ -177,7 +157,7 @@ class Stream:
         positions_L = torch.arange(first, first + length, device=self._device)
         sees = torch.ones(length, first + length, dtype=torch.bool, device=self._device).tril(first)
         hidden_LH = self._director.hidden(
-            embedded_LH[None], positions=positions_L[None], mask=sees[None, None], cache=self._cache
+            embedded_LH[None], positions=positions_L[None], attention_mask=sees[None, None], cache=self._cache
         )[0]
         if not hidden_LH.isfinite().all():
             raise ModelError("the checkpoint gives numbers that are not finite; take an earlier one of the run")
@@ -185,7 +165,7 @@ class Stream:
 
 
 def write_narrative(
-    checkpoint: Checkpoint,
+    loaded: LoadedDirector,
     query: str,
     sampling: Sampling | None = None,
     *,
@@ -199,31 +179,40 @@ def write_narrative(
     Raises UsageError for a query or something given that cannot be, ShapeError for a given z of
     another shape, ModelError where the checkpoint gives no numbers.
     """
+    writer = _Writer(loaded, check_query(query), sampling or Sampling(), given or Given())
+    with torch.inference_mode():
+        return writer.write(show)
+
+
+def check_query(query: str) -> str:
+    """The query on one line, with the question mark that training's have. Raises UsageError for one that is none."""
     query = " ".join(query.split())
     if not query:
         raise UsageError('the query is empty: ask for a dish, for example "How to make a pepperoni pizza?"')
-    writer = _Writer(checkpoint, query, sampling or Sampling(), given or Given())
-    with torch.inference_mode():
-        return writer.write(show)
+    try:
+        query.encode()
+    except UnicodeEncodeError:
+        raise UsageError(f"{query!r}: holds bytes that are not UTF-8; type it again") from None
+    return as_question(query) if query.lower().startswith("how to ") else query
 
 
 class _Writer:
     """Writes one document; every mark and word is one that the format allows there."""
 
-    def __init__(self, checkpoint: Checkpoint, query: str, sampling: Sampling, given: Given) -> None:
-        director, self._tokenizer = checkpoint.loaded.director, checkpoint.loaded.tokenizer
+    def __init__(self, loaded: LoadedDirector, query: str, sampling: Sampling, given: Given) -> None:
+        director, self._tokenizer = loaded.director, loaded.tokenizer
         self._director, self._query, self._sampling, self._given = director, query, sampling, given
-        self._num_tokens, sequence = checkpoint.num_tokens, director.config.sequence
+        sequence = director.config.sequence
         self._fields = sequence.fields
         self._image_size = 0
         if director.head is not None:
-            self._image_size = self._num_tokens * (2 if director.config.head.readout == "queries" else 1) + 2
+            self._image_size = director.num_tokens * (2 if director.config.head.readout == "queries" else 1) + 2
         self._generator = torch.Generator().manual_seed(sampling.seed)
         self._processors: list[Any] = []
         if sampling.temperature:
             self._processors = [TemperatureLogitsWarper(float(sampling.temperature)), TopPLogitsWarper(sampling.top_p)]
         self._words_V = _words(self._tokenizer, director.vocabulary.num_words)
-        self._query_ids = self._ids(query + "\n", add_special_tokens=True)
+        self._query_ids = query_ids(self._tokenizer, query)
         self._given_ids = self._read_given()
         limits = {"sequence.max_length": sequence.max_length}
         architecture = director.language_model.config.get_text_config()
@@ -234,16 +223,23 @@ class _Writer:
 
     def write(self, show: Callable[[WrittenStep], None]) -> Written:
         mark_of = self._director.vocabulary.mark
-        used = len(self._query_ids) + 1  # 1: <stop>
+        director, references = self._director, self._given.references
+        used = len(self._query_ids) + len(references) * (director.num_tokens + 2) + 1  # 1: <stop>
         least = self._least(self._fields, self._given_ids) + self._image_size
         if used + least > self._limit:
             raise UsageError(
-                f"the query takes {used} tokens and the first step at least {least}, more than the {self._limit} of "
-                f"{self._limit_name}; shorten the query or what is given"
+                f"the query and what stands before it take {used} tokens, the first step at least {least}, more than "
+                f"the {self._limit} of {self._limit_name}; shorten the query or what is given"
             )
-        if not self._director.config.sequence.supervise_first and len(self._given.names) <= len(self._fields):
+        if references and not director.config.regularization.reference_rate:
+            self._notes.append("the director was trained without references; what it makes of them is chance")
+        if not director.config.sequence.supervise_first and len(self._given.names) <= len(self._fields):
             self._notes.append("the director was trained to go on from a first step, which it was not given whole")
-        self._stream = Stream(self._director, self._num_tokens)
+        self._stream = Stream(director)
+        for z_NW in references:
+            self._stream.feed([mark_of("<image>")])
+            self._stream.feed_z(self._standardised(z_NW))
+            self._stream.feed([mark_of("</image>")])
         self._stream.feed(self._query_ids)
         steps: list[WrittenStep] = []
         while True:
@@ -297,14 +293,13 @@ class _Writer:
         """Tokens of these texts at least: each with its mark, and at least one word."""
         return sum(1 + len(given.get(name, "?")) for name in fields)
 
-    def _ids(self, text: str, *, add_special_tokens: bool = False) -> list[int]:
+    def _ids(self, text: str) -> list[int]:
         """The ids of a text, as inputs.NarrativeInputs has them."""
         try:
             text.encode()
         except UnicodeEncodeError:
             raise UsageError(f"{text!r}: holds bytes that are not UTF-8; type it again") from None
-        found = self._tokenizer(text, add_special_tokens=add_special_tokens, split_special_tokens=True)
-        ids: list[int] = found.input_ids
+        (ids,) = text_ids(self._tokenizer, [text])
         return ids
 
     def _read_given(self) -> dict[str, list[int]]:
@@ -315,10 +310,12 @@ class _Writer:
             ids[name] = self._ids(" ".join(text.split()))
             if not ids[name]:
                 raise UsageError(f"{name}: is empty; leave it out, and the director writes it")
-        if (z_NW := self._given.z_NW) is not None:
+        for z_NW in (self._given.z_NW, *self._given.references):
+            if z_NW is None:
+                continue
             if self._director.head is None:
                 raise UsageError(f"image: the director's task is {task}, its steps have no z; leave it out")
-            wanted = self._num_tokens, len(self._director.mean_W)
+            wanted = self._director.num_tokens, len(self._director.mean_W)
             if z_NW.shape != wanted or not np.isfinite(z_NW).all():
                 raise ShapeError(f"the given z: {list(z_NW.shape)}; it must be finite numbers, {list(wanted)}")
         return ids
@@ -358,13 +355,15 @@ class _Writer:
 
     def _image(self, given_NW: NDArray[np.float32] | None) -> NDArray[np.float32]:
         """z after <image>, drawn or given; it is fed."""
-        device = self._director.mean_W.device
         if given_NW is not None:
-            self._stream.feed_z(self._director.standardise(torch.tensor(given_NW, device=device)))
+            self._stream.feed_z(self._standardised(given_NW))
             return given_NW
         y_NW = self._stream.draw_z(temperature=self._sampling.temperature, generator=self._generator)
-        z_NW: NDArray[np.float32] = self._director.restore(y_NW.to(device)).cpu().numpy()
+        z_NW: NDArray[np.float32] = self._director.restore(y_NW.to(self._director.mean_W.device)).cpu().numpy()
         return z_NW
+
+    def _standardised(self, z_NW: NDArray[np.float32]) -> Tensor:
+        return self._director.standardise(torch.tensor(z_NW, device=self._director.mean_W.device))
 
 
 def _words(tokenizer: Any, num_words: int) -> Tensor:

@@ -27,8 +27,8 @@ from PIL import Image
 from cookgen.dataset.narrative import Narrative
 from cookgen.dataset.sample import Step
 from cookgen.dataset.split import load_split, read_manifest
-from cookgen.director.sample import Checkpoint, Sampling, Written, WrittenStep
-from cookgen.director.weights import Encoded
+from cookgen.director.sample import Sampling, Written, WrittenStep
+from cookgen.director.weights import Encoded, LoadedDirector
 from cookgen.errors import InputError, OutputError, UnknownNameError, UsageError
 from cookgen.files import canonical_json, explained, write_atomic
 from cookgen.records import Features
@@ -50,7 +50,7 @@ class Nearest:
 def write_storyboard(
     out: Path,
     written: Written,
-    checkpoint: Checkpoint,
+    loaded: LoadedDirector,
     sampling: Sampling,
     *,
     nearest: Sequence[Nearest | None] | None = None,
@@ -70,8 +70,8 @@ def write_storyboard(
         "query": written.query,
         "stopped": written.stopped,
         "notes": list(written.notes),
-        "checkpoint": {"step": checkpoint.loaded.step, "language_model": checkpoint.language_model},
-        "features": _encoder(checkpoint.loaded.features),
+        "checkpoint": {"step": loaded.step, "language_model": loaded.language_model},
+        "features": _encoder(loaded.features),
         **asdict(sampling),
         "steps": [
             {
@@ -116,13 +116,13 @@ def check_out(out: Path) -> None:
         raise OutputError(f"{out}: holds something else than a storyboard. Choose another --out, or empty it")
 
 
-def open_keyframes(shards: str | Path, checkpoint: Checkpoint) -> list[Narrative]:
+def open_keyframes(shards: str | Path, loaded: LoadedDirector) -> list[Narrative]:
     """The narratives of a shard set, all splits, whose features are of the space that the director writes in.
 
     Raises UsageError where the director has no z, InputError where the set has no features of this name, or of another
     encoder or size, or no narratives; as `load_split` does where it is no shard set.
     """
-    features = checkpoint.loaded.features
+    features = loaded.features
     if features is None:
         raise UsageError("nearest: this director writes texts alone, there is no z to compare; leave it out")
     narratives: list[Narrative] = []
@@ -144,7 +144,7 @@ def open_keyframes(shards: str | Path, checkpoint: Checkpoint) -> list[Narrative
             f"{canonical_json(found.config)}, the director's z of {features.model}@{features.revision} with "
             f"{canonical_json(features.config)}. Give a set with features of that encoder"
         )
-    shape = checkpoint.num_tokens, len(checkpoint.loaded.director.mean_W)
+    shape = loaded.director.num_tokens, len(loaded.director.mean_W)
     if math.prod(found.shape) != math.prod(shape) or found.shape[-1] != shape[-1]:
         raise InputError(
             f"{shards}: its features {features.name!r} are {list(found.shape)} a clip, the director's z {list(shape)}. "

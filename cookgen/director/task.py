@@ -23,7 +23,7 @@ from cookgen.director.weights import (
     load_tokenizer,
     save_description,
 )
-from cookgen.errors import ShapeError
+from cookgen.errors import ShapeError, UsageError
 from cookgen.records import Features
 
 if TYPE_CHECKING:
@@ -73,6 +73,8 @@ class DirectorTask:
 
     def build(self) -> Director:
         """The director with its pretrained language model, on the CPU."""
+        if self._config.language_model.attention == "flex_attention" and not torch.cuda.is_available():
+            raise UsageError("attention=flex_attention: it has no backward pass on a CPU; leave it at auto")
         language_model = load_language_model(self._config.language_model, dtype=self._dtype)
         self._director = Director(self._config, language_model, self._embeddings)
         self._cost = cost_of(self._director)

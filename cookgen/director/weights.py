@@ -17,6 +17,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file
 
 from cookgen.config import to_values
+from cookgen.director.attention import BY_DOCUMENT
 from cookgen.director.config import DirectorConfig, LanguageModelConfig, Shape
 from cookgen.director.model import Director, Embeddings
 from cookgen.errors import InputError, ModelError, ShapeError, UsageError, reason_of
@@ -148,11 +149,15 @@ class Encoded:
 
 @dataclass(frozen=True)
 class LoadedDirector:
-    """A director read from a checkpoint, and what it needs to write."""
+    """A director read from a checkpoint, and what it needs to write.
+
+    language_model: the identity of what it was trained from, or "random". step: of the training.
+    """
 
     director: Director
     tokenizer: Any
     features: Encoded | None
+    language_model: str
     step: int
 
 
@@ -192,7 +197,7 @@ def load_director(checkpoint: Path, *, use_ema: bool = True) -> LoadedDirector:
         config = TypeAdapter(DirectorConfig).validate_python(values["config"])
         embeddings = TypeAdapter(Embeddings | None).validate_python(values["embeddings"])
         features = TypeAdapter(Encoded | None).validate_python(values["features"])
-        base = values["language_model"]
+        base = str(values["language_model"])
         step = int(json.loads((folder / "state.json").read_bytes())["step"])
         tokenizer = AutoTokenizer.from_pretrained(folder / _TOKENIZER, local_files_only=True)
         architecture = AutoConfig.from_pretrained(folder / _ARCHITECTURE, local_files_only=True)
@@ -223,7 +228,7 @@ def load_director(checkpoint: Path, *, use_ema: bool = True) -> LoadedDirector:
     if unexpected or needed & set(missing):
         wrong = sorted([*unexpected, *(needed & set(missing))])
         raise InputError(f"{folder}: its weights do not fit its {DESCRIPTION}: {', '.join(wrong[:3])} …")
-    return LoadedDirector(director.eval(), tokenizer, features, step)
+    return LoadedDirector(director.eval(), tokenizer, features, base, step)
 
 
 def checkpoint_folder(path: Path) -> Path:
@@ -294,7 +299,7 @@ def _from_architecture(architecture: Any, *, dtype: torch.dtype) -> Any:
 
 def _adapted(model: Any, config: LanguageModelConfig) -> Any:
     flex = config.attention == "flex_attention" or (config.attention == "auto" and torch.cuda.is_available())
-    model.set_attn_implementation("flex_attention" if flex else "sdpa")
+    model.set_attn_implementation("flex_attention" if flex else BY_DOCUMENT)
     if config.lora_rank:
         from peft import LoraConfig, inject_adapter_in_model
 

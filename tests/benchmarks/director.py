@@ -13,6 +13,7 @@ import os
 import platform
 import statistics
 import subprocess
+import sys
 import tempfile
 import time
 from collections.abc import Callable, Iterator, Mapping
@@ -30,7 +31,7 @@ from cookgen.director.cost import cost_of, num_visible_pairs
 from cookgen.director.inputs import Batch, DocumentWriter, NarrativeInputs, Packer, Prepared, Vocabulary
 from cookgen.director.model import Director, Embeddings
 from cookgen.director.weights import load_language_model, load_tokenizer
-from cookgen.train import DIRECTOR_PRESETS, train_director
+from cookgen.train import DIRECTOR_PRESETS
 from cookgen.training.throughput import peak_flops, peak_memory_bytes
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -96,8 +97,16 @@ def loss_of(director: Director, batch: Batch) -> torch.Tensor:
     return sum(weight * sums[name] / max(1, batch.counts[name]) for name, weight in director.loss_weights.items())
 
 
-def step(director: Director, batch: Batch) -> None:
-    loss_of(director, batch).backward()
+def autocast(preset: str) -> Any:
+    """The precision that the preset trains in, on a CPU."""
+    is_bf16 = DIRECTOR_PRESETS[preset]().training.precision == "bf16"
+    return torch.autocast("cpu", torch.bfloat16, enabled=is_bf16)
+
+
+def step(director: Director, batch: Batch, preset: str) -> None:
+    with autocast(preset):
+        loss = loss_of(director, batch)
+    loss.backward()
     director.zero_grad()
 
 
@@ -119,7 +128,10 @@ def batch_of(config: DirectorConfig, shards: Path, z_shape: tuple[int, int], *, 
 
 
 def against_bare(shards: Path) -> Iterator[dict[str, Any]]:
-    """Our forward and backward, and the bare transformers model's on rows of the same size, with logits everywhere."""
+    """Our forward and backward, and the bare transformers model's on rows of the same size, with logits everywhere.
+
+    The bare model sees a row as one document.
+    """
     device = torch.device("cpu")
     for preset in ("tiny", "smollm2-135m"):
         shape = DIRECTOR_PRESETS[preset]().model.language_model.shape
@@ -129,14 +141,16 @@ def against_bare(shards: Path) -> Iterator[dict[str, Any]]:
             bare = load_language_model(config.language_model).train()
             ids = torch.where(batch.ids_RL < bare.config.vocab_size, batch.ids_RL, 0)
 
-            def peer(bare: Any = bare, ids: torch.Tensor = ids) -> None:
-                bare(input_ids=ids, labels=ids, use_cache=False).loss.backward()
+            def peer(bare: Any = bare, ids: torch.Tensor = ids, preset: str = preset) -> None:
+                with autocast(preset):
+                    loss = bare(input_ids=ids, labels=ids, use_cache=False).loss
+                loss.backward()
                 bare.zero_grad()
 
-            def ours(director: Director = director, batch: Batch = batch) -> None:
-                step(director, batch)
+            def ours(director: Director = director, batch: Batch = batch, preset: str = preset) -> None:
+                step(director, batch, preset)
 
-            found = ratio(ours, peer, 5 if preset == "tiny" else 3, device)
+            found = ratio(ours, peer, 15 if preset == "tiny" else 7, device)
             size = {"preset": preset, "z": name, "tokens": batch.num_tokens, "learned": batch.counts["text"]}
             yield {"bench": "step against the bare model", **size, **found, "bar": 0.95}
             del director, bare
@@ -146,15 +160,16 @@ def against_bare(shards: Path) -> Iterator[dict[str, Any]]:
 def every_against_last(shards: Path) -> Iterator[dict[str, Any]]:
     """Supervised images a second on narratives of six steps: every step's in one pass, and the last step's alone."""
     device = torch.device("cpu")
-    every = DirectorConfig(language_model=LanguageModelConfig(shape="smollm2-135m", random=True))
+    preset = "smollm2-135m"
+    every = DirectorConfig(language_model=LanguageModelConfig(shape=preset, random=True))
     last = replace(every, sequence=SequenceConfig(supervision="last"))
     for name, z_shape in Z_SHAPES.items():
         director = director_of(every, z_shape)
         batches = {config: batch_of(config, shards, z_shape, num=4) for config in (every, last)}
         found = ratio(
-            lambda director=director, batch=batches[every]: step(director, batch),
-            lambda director=director, batch=batches[last]: step(director, batch),
-            3,
+            lambda director=director, batch=batches[every]: step(director, batch, preset),
+            lambda director=director, batch=batches[last]: step(director, batch, preset),
+            5,
             device,
         )
         gain = batches[every].counts["visual"] / batches[last].counts["visual"]
@@ -166,13 +181,12 @@ def every_against_last(shards: Path) -> Iterator[dict[str, Any]]:
 def data_wait(shards: Path) -> Iterator[dict[str, Any]]:
     """The share of the time that the loop waits for batches, as it logs it itself; the first logged lines left out."""
     for preset, steps in (("tiny", 60), ("smollm2-135m", 12)):
-        run = DIRECTOR_PRESETS[preset]()
-        shape = replace(run.model.language_model, random=True)
         with tempfile.TemporaryDirectory() as folder:
             out = Path(folder) / "run"
-            training = replace(run.training, steps=steps, warmup_steps=1, log_every=steps // 6, trackers=())
-            model = replace(run.model, language_model=shape)
-            train_director(replace(run, shards=(shards,), out=out, model=model, training=training))
+            command = f"director --preset {preset} --shards {shards} --out {out} --model.language-model.random "
+            command += f"--training.steps {steps} --training.warmup-steps 1 --training.log-every {steps // 6}"
+            run = [sys.executable, "-m", "cookgen.train", *command.split()]
+            subprocess.run(run, check=True, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
             lines = [json.loads(line) for line in (out / "metrics.jsonl").read_text().splitlines()]
         found = [line for line in lines if line["kind"] == "train"][2:]
         wait = statistics.median(line["data_wait"] for line in found)

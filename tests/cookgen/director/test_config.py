@@ -91,6 +91,20 @@ def test_settings_reach_every_field_and_contradictions_are_the_users() -> None:
         apply_settings(DirectorConfig(), ["head.alpah=1"])
 
 
+@pytest.mark.parametrize(
+    ("message", "settings"),
+    [
+        ("history_mix.*action-caption", ["sequence.task=action-caption", "regularization.history_mix=0.1"]),
+        ("reference_rate.*action-caption", ["sequence.task=action-caption", "regularization.reference_rate=0.1"]),
+        ("text_weight=0.*action-caption", ["sequence.task=action-caption", "text_weight=0"]),
+        ("history_mix.*supervision", ["sequence.supervision=last", "regularization.history_mix=0.1"]),
+    ],
+)
+def test_switches_that_would_do_nothing_are_refused(message: str, settings: list[str]) -> None:
+    with pytest.raises(UsageError, match=message):
+        apply_settings(DirectorConfig(), settings)
+
+
 def test_where_attention_is_computed_does_not_change_what_comes_out() -> None:
     plain = DirectorConfig()
     flex = replace(plain, language_model=LanguageModelConfig(attention="flex_attention"))
@@ -101,6 +115,6 @@ def test_where_attention_is_computed_does_not_change_what_comes_out() -> None:
 def test_validation_draws_nothing() -> None:
     config = DirectorConfig(
         sequence=SequenceConfig(supervision="last", random_length=True, max_length=99),
-        regularization=RegularizationConfig(0.1, 0.1, 0.1, 0.1, 0.1),
+        regularization=RegularizationConfig(0.0, 0.1, 0.1, 0.1, 0.1),
     ).without_randomness()
     assert config == DirectorConfig(sequence=SequenceConfig(supervision="last", max_length=99))

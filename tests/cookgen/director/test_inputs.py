@@ -6,6 +6,7 @@ import pickle
 from dataclasses import replace
 from itertools import chain, pairwise
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -27,6 +28,7 @@ from cookgen.director.inputs import (
     Packer,
     Prepared,
     Vocabulary,
+    query_ids,
     query_text,
 )
 from cookgen.errors import FormatError, ModelError, ShapeError
@@ -293,7 +295,29 @@ def test_references_stand_before_the_question_without_loss() -> None:
     assert all(any(np.array_equal(image, z) for z in story.z) for image in document.z[:2])
     assert not np.array_equal(document.z[0], document.z[1])
     many = replace(config, regularization=replace(config.regularization, num_references=99))
-    assert len(drawn(many, story, 0).documents[0].z) == 8  # no more than there are
+    assert len(drawn(many, story, 0).documents[0].z) == 4 + 2  # no more than half of the steps
+    assert len(drawn(many, tale(1), 0).documents[0].z) == 1
+
+
+def test_without_supervise_first_each_piece_of_a_narrative_begins_with_what_is_given() -> None:
+    config = DirectorConfig(sequence=SequenceConfig(supervise_first=False, max_length=110))
+    documents = inputs(config)(tale(6, seed=1)).documents
+    assert len(documents) > 1
+    for document in documents:
+        assert 0 not in document.fed_of_read
+        assert len(document.read) == len(document.fed) - 1
+
+
+def test_a_tokenizer_that_ends_texts_does_not_end_the_question() -> None:
+    """As some of Llama's do, with add_eos_token."""
+
+    class Ends:
+        eos_token_id = 2
+
+        def __call__(self, text: str, **_: Any) -> Any:
+            return SimpleNamespace(input_ids=[1, *(100 + ord(letter) for letter in text), 2])
+
+    assert query_ids(Ends(), "a") == [1, 197, 110]
 
 
 # Texts from outside

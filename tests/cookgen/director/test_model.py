@@ -20,6 +20,7 @@ from torch.nn import functional as F
 from transformers import AutoConfig, AutoModelForCausalLM, DynamicCache
 
 from cookgen.director import model as model_module
+from cookgen.director.attention import BY_DOCUMENT, dense_mask
 from cookgen.director.config import (
     DirectorConfig,
     HeadConfig,
@@ -29,7 +30,7 @@ from cookgen.director.config import (
     Task,
 )
 from cookgen.director.inputs import IGNORE, MARKS, Batch, Document, Packer, Prepared
-from cookgen.director.model import Director, Embeddings, dense_mask
+from cookgen.director.model import Director, Embeddings
 from cookgen.errors import ShapeError, UsageError
 from tests.cookgen.director.narratives import (
     ARCHITECTURES,
@@ -66,16 +67,16 @@ def approx(expected: Any) -> Any:
 
 def without_rule(monkeypatch: pytest.MonkeyPatch, *, documents: bool = False, blocks: bool = False) -> None:
     """Takes a rule of the mask away."""
-    rule = model_module._sees
+    rule = model_module.visible
 
-    def sees(batch: Batch, *rest: Any) -> Tensor:
+    def visible(batch: Batch, *rest: Any) -> dict[str, Any]:
         if documents:
             batch = replace(batch, documents_RL=torch.zeros_like(batch.documents_RL))
         if blocks:
             batch = replace(batch, blocks_RL=torch.zeros_like(batch.blocks_RL))
         return rule(batch, *rest)
 
-    monkeypatch.setattr(model_module, "_sees", sees)
+    monkeypatch.setattr(model_module, "visible", visible)
 
 
 # A plain reference: one document, one token stream, the library's own forward with its own causal mask
@@ -343,7 +344,7 @@ def test_mixed_history_is_the_models_own_prediction() -> None:
 def test_queries_are_never_masked() -> None:
     config = DirectorConfig(regularization=RegularizationConfig(mask_rate=1 - 1e-9))
     batch = pack(TALES[:1], config)
-    mask = director(config).train()._visible(batch)[0, 0]
+    mask = director(config).train()._visible(batch)["attention_mask"][0, 0]
     first, *rest = batch.read_MN[0].tolist()
     assert [mask[query].nonzero().flatten().tolist() for query in (first, *rest)] == [
         list(range(first, query + 1)) for query in (first, *rest)
@@ -516,6 +517,26 @@ def test_bf16_autocast_stays_near_float32(kind: Any, lora: bool) -> None:
     for name, weight in model.named_parameters():
         assert (weight.grad is not None) == weight.requires_grad, name
         assert weight.grad is None or (weight.grad.isfinite().all() and weight.grad.dtype == torch.float32)
+
+
+def test_attention_by_document_is_that_under_the_whole_mask() -> None:
+    """Forward and backward, for rows of several documents, padded ones, and tokens that are masked away."""
+    config = DirectorConfig(regularization=RegularizationConfig(mask_rate=0.2))
+    model = director(config).train()
+    batch = pack([*TALES, tale(6, seed=6)], config, max_length=300)
+    assert len(batch.ids_RL) > 1
+    found = []
+    for implementation in (BY_DOCUMENT, "sdpa"):
+        model.language_model.set_attn_implementation(implementation)
+        torch.manual_seed(0)
+        losses = model(batch)
+        model.zero_grad()
+        (losses["text"] + losses["visual"]).backward()
+        gradients = [weight.grad for weight in model.parameters() if weight.grad is not None]
+        found.append([losses["text"].detach(), losses["visual"].detach(), *gradients])
+    assert len(found[0]) > 10
+    for ours, theirs in zip(*found, strict=True):
+        torch.testing.assert_close(ours, theirs, rtol=1e-4, atol=2e-3)
 
 
 def test_generation_gives_what_training_saw() -> None:

@@ -18,7 +18,6 @@ from transformers import AutoModelForCausalLM, PreTrainedTokenizerFast
 from cookgen.director.config import DirectorConfig, HeadConfig, LanguageModelConfig, SequenceConfig
 from cookgen.director.inputs import Document, DocumentWriter, NarrativeInputs, Packer, Prepared
 from cookgen.director.model import Director, Embeddings
-from cookgen.director.sample import Checkpoint
 from cookgen.director.weights import Encoded, LoadedDirector, save_description, shape_of
 
 FEATURE = "toy"
@@ -82,7 +81,7 @@ def make_checkpoint(
     seed: int = 0,
     features: Encoded | None = None,
     **sequence: Any,
-) -> Checkpoint:
+) -> LoadedDirector:
     """A director as load_director gives it, but for its weights: they are random."""
     config = DirectorConfig(
         language_model=LANGUAGE_MODEL,
@@ -95,34 +94,33 @@ def make_checkpoint(
     director = Director(config, AutoModelForCausalLM.from_config(_architecture()), embeddings).eval()
     if features is None and has_z:
         features = Encoded(FEATURE, "none", "1", {}, None)
-    loaded = LoadedDirector(director, tokenizer(), features if has_z else None, step=7)
-    return Checkpoint(loaded, z_shape[0] if has_z else 0, "random")
+    return LoadedDirector(director, tokenizer(), features if has_z else None, "random", step=7)
 
 
-def prepare(checkpoint: Checkpoint, narrative: Narrative) -> Prepared:
+def prepare(checkpoint: LoadedDirector, narrative: Narrative) -> Prepared:
     """The narrative as training has it."""
-    director = checkpoint.loaded.director
+    director = checkpoint.director
     width = len(director.mean_W) if director.head is not None else 1
     inputs = NarrativeInputs(
         director.vocabulary,
-        checkpoint.loaded.tokenizer,
+        checkpoint.tokenizer,
         director.config,
         FEATURE,
-        (max(checkpoint.num_tokens, 1), width),
+        (max(checkpoint.director.num_tokens, 1), width),
     )
     return inputs(narrative)  # type: ignore[arg-type]
 
 
-def pack(checkpoint: Checkpoint, documents: Sequence[Document]) -> Any:
+def pack(checkpoint: LoadedDirector, documents: Sequence[Document]) -> Any:
     """A batch of one row."""
-    director = checkpoint.loaded.director
+    director = checkpoint.director
     width = len(director.mean_W) if director.head is not None else 1
-    return Packer(4096, (max(checkpoint.num_tokens, 1), width))([Prepared(tuple(documents), {})])
+    return Packer(4096, (max(checkpoint.director.num_tokens, 1), width))([Prepared(tuple(documents), {})])
 
 
-def learn(checkpoint: Checkpoint, narrative: Narrative, *, num_steps: int = 60) -> None:
+def learn(checkpoint: LoadedDirector, narrative: Narrative, *, num_steps: int = 60) -> None:
     """Until the narrative is known by heart."""
-    director = checkpoint.loaded.director
+    director = checkpoint.director
     batch = pack(checkpoint, prepare(checkpoint, narrative).documents)
     optimizer = torch.optim.AdamW(director.parameters(), lr=1e-2, weight_decay=0.0)
     for _ in range(num_steps):
@@ -133,31 +131,33 @@ def learn(checkpoint: Checkpoint, narrative: Narrative, *, num_steps: int = 60) 
         optimizer.step()
 
 
-def document_of(checkpoint: Checkpoint, query: str, steps: Sequence[Any], *, has_stop: bool) -> Document:
+def document_of(checkpoint: LoadedDirector, query: str, steps: Sequence[Any], *, has_stop: bool) -> Document:
     """What was written (sample.WrittenStep) as the document that training would make of it, every z read."""
-    director = checkpoint.loaded.director
+    director = checkpoint.director
     writer = DocumentWriter(director.vocabulary)
-    writer.query(checkpoint.loaded.tokenizer(query + "\n").input_ids)
+    writer.query(checkpoint.tokenizer(query + "\n").input_ids)
     for step in steps:
         readout = director.config.head.readout if step.z_NW is not None else ""
         writer.step(step.tokens, step.z_NW, learned=True, read=readout)
     if has_stop:
         writer.stop()
     width = len(director.mean_W) if director.head is not None else 1
-    return writer.done(max(checkpoint.num_tokens, 1), width)
+    return writer.done(max(checkpoint.director.num_tokens, 1), width)
 
 
-def save(checkpoint: Checkpoint, folder: Path) -> Path:
+def save(checkpoint: LoadedDirector, folder: Path) -> Path:
     """Writes the checkpoint as training does."""
-    director, loaded = checkpoint.loaded.director, checkpoint.loaded
+    director = checkpoint.director
     folder.mkdir(parents=True)
     embeddings = None
     if director.head is not None:
         embeddings = Embeddings(
-            checkpoint.num_tokens, len(director.mean_W), director.mean_W.tolist(), float(director.scale)
+            director.num_tokens, len(director.mean_W), director.mean_W.tolist(), float(director.scale)
         )
-    save_description(folder, director.config, director.language_model, loaded.tokenizer, embeddings, loaded.features)
+    save_description(
+        folder, director.config, director.language_model, checkpoint.tokenizer, embeddings, checkpoint.features
+    )
     buffers = {name: value for name, value in director.named_buffers() if name in director.state_dict()}
     save_file({**dict(director.named_parameters()), **buffers}, folder / "model.safetensors")
-    (folder / "state.json").write_text(json.dumps({"step": loaded.step}))
+    (folder / "state.json").write_text(json.dumps({"step": checkpoint.step}))
     return folder
