@@ -1,8 +1,9 @@
-"""Losses on visual embeddings. Shapes: M images, N tokens an image, W width, K components."""
+"""The losses, of text and of visual embeddings. Shapes: M images, N tokens an image, W width, K components."""
 
 from __future__ import annotations
 
 import math
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -45,3 +46,42 @@ def mixture_nll(mean_MNKW: Tensor, log_variance_MNKW: Tensor, logits_MNK: Tensor
 def _same_shape(pred: Tensor, target: Tensor) -> None:
     if pred.shape != target.shape:
         raise ShapeError(f"predicted {list(pred.shape)}, target {list(target.shape)}: both must have the same shape")
+
+
+def joint_cross_entropy(words_TV: Tensor, marks_TK: Tensor, labels_T: Tensor) -> Tensor:
+    """Sum over T tokens of the cross entropy of words and marks side by side, labels in [0, V + K); scalar float32.
+
+    As F.cross_entropy of both joined, in float32, without the copies that a large vocabulary makes dear.
+    """
+    loss: Tensor = _JointCrossEntropy.apply(words_TV, marks_TK, labels_T)
+    return loss
+
+
+class _JointCrossEntropy(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, words_TV: Tensor, marks_TK: Tensor, labels_T: Tensor) -> Tensor:
+        num_words = words_TV.shape[1]
+        highest_T1 = torch.maximum(words_TV.amax(-1, keepdim=True), marks_TK.amax(-1, keepdim=True)).float()
+        total_T1 = sum((part - highest_T1).exp_().sum(-1, keepdim=True) for part in (words_TV, marks_TK))
+        normaliser_T1 = highest_T1 + torch.log(total_T1)
+        word_T1, mark_T1, is_mark_T1 = _places(labels_T, num_words)
+        chosen_T1 = torch.where(is_mark_T1, marks_TK.gather(1, mark_T1), words_TV.gather(1, word_T1))
+        ctx.save_for_backward(words_TV, marks_TK, labels_T, normaliser_T1)
+        return (normaliser_T1 - chosen_T1.float()).sum()
+
+    @staticmethod
+    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor, Tensor, None]:
+        words_TV, marks_TK, labels_T, normaliser_T1 = ctx.saved_tensors
+        word_T1, mark_T1, is_mark_T1 = _places(labels_T, words_TV.shape[1])
+        found = []
+        for part, place_T1, chosen_T1 in ((words_TV, word_T1, ~is_mark_T1), (marks_TK, mark_T1, is_mark_T1)):
+            probabilities = (part - normaliser_T1).exp_()
+            probabilities.scatter_add_(1, place_T1, -chosen_T1.to(probabilities.dtype))
+            found.append(probabilities.mul_(gradients[0]).to(part.dtype))
+        return found[0], found[1], None
+
+
+def _places(labels_T: Tensor, num_words: int) -> tuple[Tensor, Tensor, Tensor]:
+    """Of each label its place among the words, its place among the marks, and which of them holds."""
+    labels_T1 = labels_T[:, None]
+    return labels_T1.clamp(max=num_words - 1), (labels_T1 - num_words).clamp(min=0), labels_T1 >= num_words

@@ -19,6 +19,7 @@ from cookgen.director.attention import visible
 from cookgen.director.config import DirectorConfig
 from cookgen.director.head import MixtureHead, RegressionHead
 from cookgen.director.inputs import IGNORE, IMAGE_TERMS, LATER_TERMS, MARKS, Batch, Vocabulary
+from cookgen.director.loss import joint_cross_entropy
 from cookgen.errors import ShapeError, UsageError
 
 
@@ -105,8 +106,7 @@ class Director(nn.Module):
         hidden_H = self._hidden(batch, z_FNW, seen).flatten(0, 1)
         labels = batch.labels_RL.flatten()
         learned = labels != IGNORE
-        logits_TV = self.logits(hidden_H[learned])
-        sums = {"text": F.cross_entropy(logits_TV.float(), labels[learned], reduction="sum")}
+        sums = {"text": joint_cross_entropy(*self._logits(hidden_H[learned]), labels[learned])}
         if self.head is None:
             return sums | dict.fromkeys((*IMAGE_TERMS, *LATER_TERMS), torch.zeros_like(sums["text"]))
         out = self.read(hidden_H[batch.read_MN])
@@ -162,8 +162,11 @@ class Director(nn.Module):
 
     def logits(self, hidden_TH: Tensor) -> Tensor:
         """[T, V + 5]: words, then MARKS."""
-        words = self.language_model.get_output_embeddings()(hidden_TH)
-        return torch.cat([words, F.linear(hidden_TH, self.rows.weight[: len(MARKS)].to(hidden_TH.dtype)).to(words)], -1)
+        return torch.cat(self._logits(hidden_TH), -1)
+
+    def _logits(self, hidden_TH: Tensor) -> tuple[Tensor, Tensor]:
+        words_TV = self.language_model.get_output_embeddings()(hidden_TH)
+        return words_TV, F.linear(hidden_TH, self.rows.weight[: len(MARKS)].to(hidden_TH.dtype)).to(words_TV)
 
     def read(self, hidden_MNH: Tensor) -> Tensor:
         """What the head makes of the hidden states at queries."""

@@ -1,4 +1,4 @@
-"""The losses on visual embeddings: laws, a literal eq. 3, and the mixture beside torch.distributions."""
+"""The losses: laws, a literal eq. 3, and the mixture beside torch.distributions."""
 
 from __future__ import annotations
 
@@ -9,8 +9,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 from torch.distributions import Categorical, Independent, MixtureSameFamily, Normal
+from torch.nn import functional as F
 
-from cookgen.director.loss import mixture_nll, regression_loss, regression_losses
+from cookgen.director.loss import joint_cross_entropy, mixture_nll, regression_loss, regression_losses
 from cookgen.errors import ShapeError
 
 laws = settings(deadline=None, max_examples=50)
@@ -153,3 +154,29 @@ def test_the_mixtures_gradients_are_finite_at_the_clamp(log_variance_size: float
     loss.backward()
     assert loss.isfinite()
     assert all(leaf.grad is not None and leaf.grad.isfinite().all() for leaf in leaves)
+
+
+@laws
+@given(seeds, st.integers(0, 9), st.floats(0, 60))
+def test_joint_cross_entropy_is_that_of_words_and_marks_side_by_side(seed: int, num_tokens: int, scale: float) -> None:
+    generator = torch.Generator().manual_seed(seed)
+    words = (scale * torch.randn(num_tokens, 11, generator=generator)).requires_grad_()
+    marks = (scale * torch.randn(num_tokens, 3, generator=generator)).requires_grad_()
+    labels = torch.randint(0, 14, (num_tokens,), generator=generator)
+    wanted = F.cross_entropy(torch.cat([words, marks], -1), labels, reduction="sum")
+    found = joint_cross_entropy(words, marks, labels)
+    torch.testing.assert_close(found, wanted, rtol=1e-5, atol=1e-5)
+    for ours, theirs in zip(
+        torch.autograd.grad(3 * found, (words, marks)), torch.autograd.grad(3 * wanted, (words, marks)), strict=True
+    ):
+        torch.testing.assert_close(ours, theirs, rtol=1e-4, atol=1e-5)
+
+
+def test_joint_cross_entropy_of_bf16_logits_is_summed_in_float32() -> None:
+    words = torch.randn(64, 5000).bfloat16().requires_grad_()
+    marks = torch.randn(64, 5).bfloat16().requires_grad_()
+    labels = torch.randint(0, 5005, (64,))
+    found = joint_cross_entropy(words, marks, labels)
+    wanted = F.cross_entropy(torch.cat([words, marks], -1).float(), labels, reduction="sum")
+    torch.testing.assert_close(found, wanted)
+    assert torch.autograd.grad(found, words)[0].dtype == torch.bfloat16
