@@ -200,6 +200,7 @@ def direct(
     caption: Annotated[str | None, tyro.conf.arg(metavar="TEXT")] = None,
     references: tuple[Path, ...] = (),
     temperature: float = 0.0,
+    z_temperature: float = 0.0,
     top_p: float = 1.0,
     seed: int = 0,
     max_tokens: int = 128,
@@ -218,9 +219,10 @@ def direct(
         references: pictures to be like, for directors trained with reference_rate
         action: the first step's action
         caption: the first step's caption
-        temperature: 0 takes the likeliest word each time; otherwise 0.01 to 100
+        temperature: of words; 0 takes the likeliest word each time; otherwise 0.01 to 100
+        z_temperature: of the z of a director with a mixture head; 0 takes its likeliest component's mean
         top_p: draw from the likeliest words that have this probability together
-        seed: of what is drawn; with temperature 0 nothing is
+        seed: of what is drawn; with temperatures 0 nothing is
         max_tokens: of an action or a caption; a longer one is ended
         nearest: show each step with the keyframe of this shard set whose features are nearest to z
     """
@@ -235,7 +237,7 @@ def direct(
     from cookgen.perception.threads import one_thread
     from cookgen.picture import encode_picture, read_picture
 
-    sampling = Sampling(temperature, top_p, seed, num_steps=steps, max_tokens=max_tokens)
+    sampling = Sampling(temperature, top_p, seed, num_steps=steps, max_tokens=max_tokens, z_temperature=z_temperature)
     check_query(query)
     check_out(out)
     pictures = [read_picture(path) for path in (*(() if image is None else (image,)), *references)]

@@ -37,6 +37,7 @@ class DirectorRun:
         out: the run's folder; the same command goes on in it
         features: the sidecar whose arrays are z; computed first, by the encoder of that kind, where the set has none
         encoder_model: what that encoder runs: clip and qwen_vl have no model of their own
+        encoder_settings: of that encoder, name=value, as `cookgen features --set` has them
         train_split: the narratives to learn
         valid_split: those to measure on; None measures nothing
     """
@@ -45,6 +46,7 @@ class DirectorRun:
     out: Path = machinery(Path("runs/director"))
     features: str = "conse"
     encoder_model: str | None = machinery(None)
+    encoder_settings: tuple[str, ...] = machinery(())
     train_split: str = "train"
     valid_split: str | None = "val"
     model: DirectorConfig = DirectorConfig()
@@ -84,9 +86,11 @@ def smollm2_135m() -> DirectorRun:
 
 
 def _paper(shape: Literal["qwen2.5-7b", "llama2-7b"]) -> DirectorRun:
-    """LoRA of rank 16 on a 7B model, Qwen-VL's 256 tokens an image, 5000 steps (VideoAuteur, section 5.1)."""
+    """LoRA of rank 16 on a 7B model, Qwen-VL's 256 tokens pooled to 64 an image, so that a narrative of eight steps is
+    one sequence. 5000 steps: VideoAuteur, section 5.1."""
     return DirectorRun(
         features="qwen_vl",
+        encoder_settings=("num_tokens=64",),
         model=DirectorConfig(
             language_model=LanguageModelConfig(name="", shape=shape, lora_rank=16),
             sequence=SequenceConfig(max_length=4096),
@@ -113,7 +117,7 @@ DIRECTOR_PRESETS: Mapping[str, Callable[[], DirectorRun]] = {
 }
 
 # Tokens and width of z where a set has no features yet: of the models that the encoders are mostly used with.
-USUAL_Z: Mapping[str, tuple[int, int]] = {"conse": (1, 384), "clip": (257, 1024), "qwen_vl": (256, 3584)}
+USUAL_Z: Mapping[str, tuple[int, int]] = {"conse": (1, 384), "clip": (256, 1024), "qwen_vl": (64, 3584)}
 
 Flag = Annotated[bool, tyro.conf.FlagCreatePairsOff]
 
@@ -132,7 +136,7 @@ def train_director(run: DirectorRun, say: Callable[[str], None] | None = None) -
             raise InputError(f"{where}: the split {name!r} is empty; add videos, or give another {option}{none}")
     if run.model.sequence.has_visual:
         for shards in run.shards:
-            ensure_features(shards, run.features, run.encoder_model)
+            ensure_features(shards, run.features, run.encoder_model, run.encoder_settings)
     frozen_bf16 = run.model.language_model.lora_rank and run.training.precision == "bf16"
     task = DirectorTask(
         run.model,
@@ -143,14 +147,25 @@ def train_director(run: DirectorRun, say: Callable[[str], None] | None = None) -
         valid_split=run.valid_split,
         dtype=torch.bfloat16 if frozen_bf16 else torch.float32,
     )
-    train(task, run.training, run.out, run_values=to_values(run, with_machinery=False), say=say)
+    train(
+        task,
+        run.training,
+        run.out,
+        run_values=to_values(run, with_machinery=False) | {"made_of": task.made_of},
+        say=say,
+    )
     return 0
 
 
-def ensure_features(shards: Path, name: str, encoder_model: str | None) -> None:
-    """Computes the features where the set has none of that name: rank 0 does, and the others wait."""
+def ensure_features(shards: Path, name: str, encoder_model: str | None, encoder_settings: Sequence[str] = ()) -> None:
+    """Computes the features where the set has none of that name: rank 0 does, and the others wait.
+
+    Those that are there are taken as they are. Raises UsageError where encoder_model is another one than theirs.
+    """
     listing = shards / "features" / name / "features.json"
     if listing.is_file():
+        if encoder_model is not None:
+            plan_features(shards, encoder_config(name, model=encoder_model, settings=encoder_settings))
         return
     if name not in ENCODERS:
         what = f"features of {shards}, nor an encoder that could compute them,"
@@ -160,7 +175,7 @@ def ensure_features(shards: Path, name: str, encoder_model: str | None) -> None:
             time.sleep(1)
         return
     try:
-        config = encoder_config(name, model=encoder_model)
+        config = encoder_config(name, model=encoder_model, settings=encoder_settings)
     except UsageError as error:
         raise UsageError(f"{shards} has no features {name!r}, and to compute them: {error}") from error
     plan = plan_features(shards, config)
@@ -170,7 +185,7 @@ def ensure_features(shards: Path, name: str, encoder_model: str | None) -> None:
 
 
 def plan_director(run: DirectorRun) -> str:
-    """What an update would cost: parameters, memory, operations, time. Loads no weights and reads no shards."""
+    """What an update would cost: parameters, memory, operations, time. Loads no weights, reads no shard."""
     import torch
 
     from cookgen.director.cost import planned_cost
@@ -196,7 +211,7 @@ def plan_director(run: DirectorRun) -> str:
     peak, share = peak_flops(device, training.peak_tflops), 0.4
     whence = "its stated peak"
     if peak is None:
-        peak, share, whence = _matmul_flops(), 1.0, "what its matrix product reaches now"
+        peak, share, whence = _matmul_flops(training.precision == "bf16"), 1.0, "what its matrix product reaches now"
     seconds = flops / (peak * share)
     rank = f"LoRA of rank {lora}" if lora else "all weights"
     return "\n".join(
@@ -213,12 +228,12 @@ def plan_director(run: DirectorRun) -> str:
     )
 
 
-def _matmul_flops() -> float:
-    """Operations a second of this CPU's float32 matrix product: the best of a few."""
+def _matmul_flops(is_bf16: bool) -> float:
+    """Operations a second of this CPU's matrix product: the best of a few."""
     import torch
 
     size = 1536
-    left, seconds = torch.rand(size, size), []
+    left, seconds = torch.rand(size, size, dtype=torch.bfloat16 if is_bf16 else torch.float32), []
     for _ in range(5):
         began = time.perf_counter()
         left @ left
@@ -228,8 +243,12 @@ def _matmul_flops() -> float:
 
 def _z_shape(run: DirectorRun) -> tuple[int, int, str]:
     """Tokens and width of z, and how that is known."""
+    if not run.model.sequence.has_visual:
+        return 0, 0, "none"
     if all(run.features in feature_names(shards) for shards in run.shards):
         split = load_split(run.train_split, run.shards, features=[run.features])
+        if not len(split):
+            raise InputError(f"{run.shards[0]}: the split {run.train_split!r} is empty; give another --train-split")
         *tokens, width = split[0].reader.sidecars[run.features].features.shape
         return (tokens or [1])[0], width, f"the set's features {run.features!r}"
     if run.features not in USUAL_Z:
@@ -268,8 +287,6 @@ def director_command(preset: str) -> Callable[..., int]:
             return 0
         if launcher == "none":
             return train_director(run)
-        import torch
-
         from cookgen.training.ray_launcher import launch
 
         there = replace(run, shards=tuple(path.resolve() for path in run.shards), out=run.out.resolve())
@@ -277,7 +294,6 @@ def director_command(preset: str) -> Callable[..., int]:
             functools.partial(train_director, there),
             there.out,
             num_workers=num_ranks,
-            use_gpu=torch.cuda.is_available(),
             address=ray_address,
             say=_say,
         )

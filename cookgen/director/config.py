@@ -71,6 +71,10 @@ class HeadConfig:
             raise ValueError(f"alpha={self.alpha}, beta={self.beta}: finite, neither negative, and not both 0")
         if self.components < 1:
             raise ValueError(f"components={self.components}: at least 1")
+        if self.kind == "mixture" and (self.alpha, self.beta) != (1, 1):
+            raise ValueError(f"alpha={self.alpha}, beta={self.beta}: of kind=regression; leave them 1")
+        if self.kind == "regression" and self.components != 4:
+            raise ValueError(f"components={self.components}: of kind=mixture; leave it 4")
 
 
 @dataclass(frozen=True)
@@ -117,7 +121,8 @@ class RegularizationConfig:
         history_mix: of a step's z in the history being the model's own prediction (exposure bias)
         dropout: of the language model's inputs and of what the head reads (MovieDreamer: 0.5)
         mask_rate: of a token being invisible to all later ones (MovieDreamer: 0.15)
-        reverse_rate: of a narrative being told backwards (MovieDreamer, data augmentation)
+        reverse_rate: of a narrative being shown backwards, its texts given and not learned (MovieDreamer, data
+            augmentation)
         reference_rate: of random keyframes of the narrative standing before it (MovieDreamer, few-shot)
         num_references: how many at most (MovieDreamer: 10), and never more than half of the narrative's steps
     """
@@ -155,7 +160,7 @@ class DirectorConfig:
         if not 0 <= self.text_weight < math.inf:
             raise ValueError(f"text_weight={self.text_weight}: finite and not negative")
         if not self.sequence.has_visual:
-            for name in ("history_mix", "reference_rate"):
+            for name in ("history_mix", "reverse_rate", "reference_rate"):
                 if getattr(self.regularization, name):
                     raise ValueError(f"{name}: the task action-caption has no z; leave it 0")
             if not self.text_weight:

@@ -1,40 +1,46 @@
-"""What a director costs: parameters, floating-point operations, memory. Counted, not measured."""
+"""What a director costs: parameters, floating-point operations, memory. Counted, not measured.
+
+Shapes: R rows of L tokens.
+"""
 
 from __future__ import annotations
 
 from dataclasses import dataclass
 
 import torch
+from torch import Tensor, nn
 
 from cookgen.director.config import DirectorConfig
-from cookgen.director.inputs import Batch
+from cookgen.director.inputs import MARKS, Batch
 from cookgen.director.model import Director, Embeddings
 from cookgen.director.weights import empty_language_model
 
 
 @dataclass(frozen=True)
 class Cost:
-    """Counts of a director's parts. Parameters of embeddings are in num_parameters alone: looking up costs nothing."""
+    """Counts of a director's parts."""
 
     num_parameters: int
     num_trained: int
-    backbone: int  # parameters that multiply every token
-    vocabulary: int  # parameters that multiply every token whose word is predicted
+    token_flops: int  # operations for every token: the language model's layers
+    word_flops: int  # for every token whose word is predicted: words and marks
+    fed_flops: int  # for every token of a z that is fed: the projector
+    read_flops: int  # for every token of a z that is read: the head
+    pair_flops: int  # for every (query, key) that the mask shows
     num_words: int
     num_layers: int
     hidden_size: int
-    attention_width: int  # heads x their size
-    is_frozen: bool  # LoRA: the language model's own weights get no gradient
 
-    def flops(self, *, num_tokens: int, num_learned: int, num_pairs: int) -> float:
-        """Floating-point operations of one forward and backward.
+    def flops(self, *, num_tokens: int, num_learned: int, num_pairs: int, num_fed: int = 0, num_read: int = 0) -> float:
+        """Floating-point operations of one forward and backward: of the matrix products, all else is left out.
 
-        6 N a token for N trained parameters, 4 N for frozen ones (no gradient of the weights); 12 an attention channel,
-        layer and visible pair of tokens. num_learned: tokens whose word is predicted; num_pairs: (query, key) seen.
+        Of a token and matrix weight 6, or 4 where it is frozen (no gradient of the weight); 12 of an attention channel,
+        layer and visible pair of tokens. Recomputed activations and the first pass of history_mix are not counted.
+        num_learned: tokens whose word is predicted; num_pairs: see num_visible_pairs; num_fed, num_read: tokens of z.
+        Source: PaLM (arXiv:2204.02311), appendix B.
         """
-        a_parameter = 4 if self.is_frozen else 6
-        matrices = a_parameter * (self.backbone * num_tokens + self.vocabulary * num_learned)
-        return matrices + 12.0 * self.attention_width * self.num_layers * num_pairs
+        of_z = self.fed_flops * num_fed + self.read_flops * num_read
+        return float(self.token_flops * num_tokens + self.word_flops * num_learned + self.pair_flops * num_pairs + of_z)
 
     def memory_gib(self, *, num_tokens: int, num_learned: int, is_bf16: bool, checkpointing: bool, ema: bool) -> float:
         """GiB of one rank without sharding: weights, gradients, AdamW's moments, activations, logits. An estimate.
@@ -43,35 +49,43 @@ class Cost:
         the scores, which attention kernels do not keep), or 2 and one layer in full where layers are recomputed.
         """
         size = 2 if is_bf16 else 4
-        frozen = self.num_parameters - self.num_trained
-        weights = frozen * (size if self.is_frozen else 4) + self.num_trained * 4
+        weights = (self.num_parameters - self.num_trained) * size + self.num_trained * 4
         training = self.num_trained * (4 + 8 + (4 if ema else 0))
         layer = 17 * size * num_tokens * self.hidden_size
         kept = size * num_tokens * self.hidden_size
         activations = self.num_layers * kept + layer if checkpointing else self.num_layers * layer
-        logits = num_learned * self.num_words * (4 + 4 + size)
+        logits = 8 * num_learned * self.num_words  # themselves and, as float32, their gradient, cast to what they are
         return (weights + training + activations + logits) / 2**30
 
 
 def cost_of(director: Director) -> Cost:
     """Counts a director, with storage or on the meta device."""
-    model = director.language_model
+    model, head = director.language_model, director.head
     config = model.config.get_text_config()
-    decoder, words = model.get_decoder(), model.get_input_embeddings()
     numbers = [(weight.numel(), weight.requires_grad) for weight in director.parameters()]
-    backbone = sum(weight.numel() for weight in decoder.parameters()) - words.weight.numel()
     head_dim = getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads
+    marks = 6 * len(MARKS) * config.hidden_size
+    # z needs no gradient: the projector's first matrix has none to pass on.
+    projector = 0 if head is None else _flops(director.projector) - 2 * next(director.projector.parameters()).numel()
     return Cost(
         num_parameters=sum(number for number, _ in numbers),
         num_trained=sum(number for number, trained in numbers if trained),
-        backbone=backbone,
-        vocabulary=model.get_output_embeddings().weight.numel(),
+        token_flops=_flops(model.get_decoder()),
+        word_flops=_flops(model.get_output_embeddings()) + marks,
+        fed_flops=projector,
+        read_flops=0 if head is None else _flops(head),
+        pair_flops=12 * config.num_attention_heads * head_dim * config.num_hidden_layers,
         num_words=config.vocab_size,
         num_layers=config.num_hidden_layers,
         hidden_size=config.hidden_size,
-        attention_width=config.num_attention_heads * head_dim,
-        is_frozen=not words.weight.requires_grad,
     )
+
+
+def _flops(module: nn.Module) -> int:
+    """Operations a token, forward and backward, of the matrices that multiply it; looking an embedding up is none."""
+    parts = (part for part in module.modules() if not isinstance(part, nn.Embedding))
+    weights = (weight for part in parts for weight in part.parameters(recurse=False) if weight.ndim > 1)
+    return sum((6 if weight.requires_grad else 4) * weight.numel() for weight in weights)
 
 
 def planned_cost(config: DirectorConfig, *, num_tokens: int, width: int) -> Cost:
@@ -86,7 +100,21 @@ def planned_cost(config: DirectorConfig, *, num_tokens: int, width: int) -> Cost
 
 
 def num_visible_pairs(batch: Batch) -> int:
-    """How many (query, key) pairs the documents' causal masks let see each other; blocks of queries count as seen."""
-    documents = batch.documents_RL[batch.documents_RL >= 0]
-    lengths = torch.bincount(documents.flatten())
-    return int((lengths * (lengths + 1) // 2).sum())
+    """How many (query, key) pairs the mask shows, without padding's and before mask_rate hides some.
+
+    A token sees its document's main stream up to itself, and one in a block of queries that block up to itself.
+    Documents and blocks lie in one piece.
+    """
+    documents_RL, blocks_RL = batch.documents_RL, batch.blocks_RL
+    main_RL = (blocks_RL == 0).long()
+    block_RL = documents_RL * (blocks_RL.max() + 1) + blocks_RL  # its number in the row
+    seen_RL = _running_count(main_RL, documents_RL) + _running_count(1 - main_RL, block_RL)
+    return int(seen_RL[documents_RL >= 0].sum())
+
+
+def _running_count(is_one_RL: Tensor, runs_RL: Tensor) -> Tensor:
+    """How many ones there are up to each place, counted anew in every run of equal numbers: [R, L]."""
+    total_RL = is_one_RL.cumsum(1)
+    begins_RL = runs_RL.diff(prepend=runs_RL[:, :1]) != 0
+    before_RL = torch.where(begins_RL, total_RL - is_one_RL, 0).cummax(1).values
+    return total_RL - before_RL

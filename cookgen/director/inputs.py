@@ -10,7 +10,8 @@ it. So all steps' z are read in one causal pass, each from the very history that
 supervision="last" only the last step has queries (VideoAuteur, figure 3b). Cross entropy is on the texts and on the
 marks that say what comes next.
 
-Shapes: R rows of L tokens, F images fed in, M images read out, N tokens an image, W width of z.
+Shapes: R rows of L tokens, T tokens learned, F images fed in, M images read out, P of these with a step
+before them, N tokens an image, W width of z.
 """
 
 from __future__ import annotations
@@ -160,7 +161,8 @@ class DocumentWriter:
     def step(
         self, texts: Mapping[str, Sequence[int]], z_NW: NDArray[np.float32] | None, *, learned: bool, read: str
     ) -> None:
-        """Texts in their order, then z. read: "queries" or "next_token", how z is read; "" where it is not."""
+        """Texts in their order, then z. learned: texts and marks. read: "queries" or "next_token", how z is read; ""
+        where it is not."""
         for name, ids in texts.items():
             self._main([self._vocabulary.mark(f"<{name}>"), *ids], learned=learned)
         if z_NW is None:
@@ -228,6 +230,17 @@ class Prepared:
     left_out: Mapping[str, int]
 
 
+def finite(narrative: Narrative, feature: str) -> NDArray[np.float32]:
+    """The narrative's features. Raises FormatError where they are not all finite numbers."""
+    found = np.asarray(narrative.features[feature], np.float32)
+    if not np.isfinite(found).all():
+        raise FormatError(
+            f"{narrative.name}: its features {feature!r} hold NaN or infinity; compute them again: "
+            "cookgen features … --overwrite"
+        )
+    return found
+
+
 @dataclass(frozen=True, eq=False)
 class NarrativeInputs:
     """Turns a narrative into documents; pickles, and draws its random numbers from torch's generator.
@@ -246,7 +259,8 @@ class NarrativeInputs:
         tokenizer that knows words which the language model does not."""
         config = self.config.regularization
         steps, z = self._texts(narrative), self._embeddings(narrative)
-        if config.reverse_rate and torch.rand(()) < config.reverse_rate:
+        is_reversed = bool(config.reverse_rate and torch.rand(()) < config.reverse_rate)
+        if is_reversed:
             steps, z = steps[::-1], None if z is None else z[::-1]
         references: NDArray[np.float32] | None = None
         if z is not None and config.reference_rate and torch.rand(()) < config.reference_rate:
@@ -255,7 +269,9 @@ class NarrativeInputs:
         length = int(torch.randint(1, len(steps) + 1, ())) if self.config.sequence.random_length else len(steps)
         query = query_ids(self.tokenizer, query_text(narrative))
         self._check_words([query])
-        return self._documents(steps[:length], z, references, query, ends=length == len(steps))
+        # Backwards, texts are only given, as MovieDreamer's script is: nobody shall learn to begin at the end.
+        ends = length == len(steps) and not is_reversed
+        return self._documents(steps[:length], z, references, query, learns_text=not is_reversed, ends=ends)
 
     def _documents(
         self,
@@ -264,6 +280,7 @@ class NarrativeInputs:
         references: NDArray[np.float32] | None,
         query: list[int],
         *,
+        learns_text: bool,
         ends: bool,
     ) -> Prepared:
         """Whole steps, as many as fit, then the next document with the rest."""
@@ -296,7 +313,7 @@ class NarrativeInputs:
                 writer.step(
                     steps[index],
                     None if z is None else z[index],
-                    learned=learned,
+                    learned=learned and learns_text,
                     read=self.config.head.readout if reads else "",
                 )
             if ends and piece[-1] == len(steps) - 1:
@@ -323,12 +340,7 @@ class NarrativeInputs:
     def _embeddings(self, narrative: Narrative) -> NDArray[np.float32] | None:
         if not self.config.sequence.has_visual:
             return None
-        found = np.asarray(narrative.features[self.feature], np.float32)
-        if not np.isfinite(found).all():
-            raise FormatError(
-                f"{narrative.name}: its features {self.feature!r} hold NaN or infinity; compute them again: "
-                "cookgen features … --overwrite"
-            )
+        found = finite(narrative, self.feature)
         found = found[:, np.newaxis] if found.ndim == 2 else found
         if found.shape != (len(narrative.steps), *self.z_shape):
             raise ShapeError(
@@ -347,10 +359,12 @@ class Batch:
     documents_RL: Tensor  # -1: padding
     blocks_RL: Tensor
     labels_RL: Tensor
+    learned_T: Tensor  # where there is a label
     fed_FN: Tensor
     read_MN: Tensor
     fed_of_read_M: Tensor
     before_read_M: Tensor
+    later_P: Tensor  # which of the images read have a step before them
     z_FNW: Tensor
     counts: Mapping[str, int]
     num_tokens: int
@@ -361,11 +375,17 @@ class Batch:
         tensors = {item.name: getattr(self, item.name) for item in fields(self) if item.type == "Tensor"}
         return replace(self, **{name: value.to(device, non_blocking=True) for name, value in tensors.items()})
 
+    def pin_memory(self) -> Batch:
+        """The same batch where a GPU can fetch it by itself; torch's DataLoader calls it."""
+        tensors = {item.name: getattr(self, item.name) for item in fields(self) if item.type == "Tensor"}
+        return replace(self, **{name: value.pin_memory() for name, value in tensors.items()})
+
     def without_rows(self) -> Batch:
         """As large, and nothing learned or measured: for a rank that must keep step with others."""
         none = torch.full_like(self.labels_RL, IGNORE)
-        read = {name: getattr(self, name)[:0] for name in ("read_MN", "fed_of_read_M", "before_read_M")}
-        return replace(self, labels_RL=none, counts=dict.fromkeys(self.counts, 0), num_tokens=0, left_out={}, **read)
+        indices = ("learned_T", "read_MN", "fed_of_read_M", "before_read_M", "later_P")
+        empty = {name: getattr(self, name)[:0] for name in indices}
+        return replace(self, labels_RL=none, counts=dict.fromkeys(self.counts, 0), num_tokens=0, left_out={}, **empty)
 
 
 @dataclass(frozen=True)
@@ -413,7 +433,7 @@ class Packer:
                 start += len(document)
         num_tokens, width = self.z_shape
         before = torch.from_numpy(np.concatenate([np.zeros(0, np.int64), *before_read]))
-        num_images, num_later = len(before), int((before >= 0).sum())
+        learned, later = np.flatnonzero(grid["labels"] != IGNORE), (before >= 0).nonzero()[:, 0]
         left_out: dict[str, int] = {}
         for item in items:
             left_out = {name: left_out.get(name, 0) + count for name, count in item.left_out.items()}
@@ -423,15 +443,17 @@ class Packer:
             documents_RL=torch.from_numpy(grid["documents"]),
             blocks_RL=torch.from_numpy(grid["blocks"]),
             labels_RL=torch.from_numpy(grid["labels"]),
+            learned_T=torch.from_numpy(learned),
             fed_FN=torch.from_numpy(np.concatenate([np.zeros((0, num_tokens), np.int64), *fed])),
             read_MN=torch.from_numpy(np.concatenate([np.zeros((0, num_tokens), np.int64), *read])),
             fed_of_read_M=torch.from_numpy(np.concatenate([np.zeros(0, np.int64), *fed_of_read])),
             before_read_M=before,
+            later_P=later,
             z_FNW=torch.from_numpy(np.concatenate([np.zeros((0, num_tokens, width), np.float32), *z])),
             counts={
-                "text": int((grid["labels"] != IGNORE).sum()),
-                **dict.fromkeys(IMAGE_TERMS, num_images),
-                **dict.fromkeys(LATER_TERMS, num_later),
+                "text": len(learned),
+                **dict.fromkeys(IMAGE_TERMS, len(before)),
+                **dict.fromkeys(LATER_TERMS, len(later)),
             },
             num_tokens=int((grid["documents"] != _PAD).sum()),
             left_out=left_out,

@@ -53,7 +53,7 @@ def joint_cross_entropy(words_TV: Tensor, marks_TK: Tensor, labels_T: Tensor) ->
 
     As F.cross_entropy of both joined, in float32, without the copies that a large vocabulary makes dear.
     """
-    loss: Tensor = _JointCrossEntropy.apply(words_TV, marks_TK, labels_T)
+    loss: Tensor = _JointCrossEntropy.apply(words_TV, marks_TK, labels_T)  # type: ignore[no-untyped-call]
     return loss
 
 
@@ -62,20 +62,20 @@ class _JointCrossEntropy(torch.autograd.Function):
     def forward(ctx: Any, words_TV: Tensor, marks_TK: Tensor, labels_T: Tensor) -> Tensor:
         num_words = words_TV.shape[1]
         highest_T1 = torch.maximum(words_TV.amax(-1, keepdim=True), marks_TK.amax(-1, keepdim=True)).float()
-        total_T1 = sum((part - highest_T1).exp_().sum(-1, keepdim=True) for part in (words_TV, marks_TK))
-        normaliser_T1 = highest_T1 + torch.log(total_T1)
+        of_words_T1, of_marks_T1 = ((part - highest_T1).exp_().sum(-1, keepdim=True) for part in (words_TV, marks_TK))
+        log_total_T1 = (of_words_T1 + of_marks_T1).log()  # not added to the highest logit, which would round it
         word_T1, mark_T1, is_mark_T1 = _places(labels_T, num_words)
         chosen_T1 = torch.where(is_mark_T1, marks_TK.gather(1, mark_T1), words_TV.gather(1, word_T1))
-        ctx.save_for_backward(words_TV, marks_TK, labels_T, normaliser_T1)
-        return (normaliser_T1 - chosen_T1.float()).sum()
+        ctx.save_for_backward(words_TV, marks_TK, labels_T, highest_T1, log_total_T1)
+        return (log_total_T1 - (chosen_T1 - highest_T1)).sum()
 
     @staticmethod
     def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor, Tensor, None]:
-        words_TV, marks_TK, labels_T, normaliser_T1 = ctx.saved_tensors
+        words_TV, marks_TK, labels_T, highest_T1, log_total_T1 = ctx.saved_tensors
         word_T1, mark_T1, is_mark_T1 = _places(labels_T, words_TV.shape[1])
         found = []
         for part, place_T1, chosen_T1 in ((words_TV, word_T1, ~is_mark_T1), (marks_TK, mark_T1, is_mark_T1)):
-            probabilities = (part - normaliser_T1).exp_()
+            probabilities = (part - highest_T1).sub_(log_total_T1).exp_()
             probabilities.scatter_add_(1, place_T1, -chosen_T1.to(probabilities.dtype))
             found.append(probabilities.mul_(gradients[0]).to(part.dtype))
         return found[0], found[1], None

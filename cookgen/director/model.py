@@ -1,7 +1,7 @@
 """The network: a causal language model, new embedding rows, a projector for z going in and a head for z coming out.
 
 Source: VideoAuteur, section 4.1 and figure 3. Shapes: R rows of L tokens, H hidden size, V words, F images fed in,
-M images read, N tokens an image, W width of z.
+T tokens learned, M images read, P of these with a step before them, N tokens an image, W width of z.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from torch.nn import functional as F
 from cookgen.director.attention import visible
 from cookgen.director.config import DirectorConfig
 from cookgen.director.head import MixtureHead, RegressionHead
-from cookgen.director.inputs import IGNORE, IMAGE_TERMS, LATER_TERMS, MARKS, Batch, Vocabulary
+from cookgen.director.inputs import IMAGE_TERMS, LATER_TERMS, MARKS, Batch, Vocabulary
 from cookgen.director.loss import joint_cross_entropy
 from cookgen.errors import ShapeError, UsageError
 
@@ -104,9 +104,8 @@ class Director(nn.Module):
                 out = self.read(self._hidden(batch, z_FNW, seen).flatten(0, 1)[batch.read_MN])
             z_FNW = _mixed(z_FNW, self._predict(out).to(z_FNW.dtype), batch.fed_of_read_M, mix)
         hidden_H = self._hidden(batch, z_FNW, seen).flatten(0, 1)
-        labels = batch.labels_RL.flatten()
-        learned = labels != IGNORE
-        sums = {"text": joint_cross_entropy(*self._logits(hidden_H[learned]), labels[learned])}
+        labels_T = batch.labels_RL.flatten()[batch.learned_T]
+        sums = {"text": joint_cross_entropy(*self._logits(hidden_H[batch.learned_T]), labels_T)}
         if self.head is None:
             return sums | dict.fromkeys((*IMAGE_TERMS, *LATER_TERMS), torch.zeros_like(sums["text"]))
         out = self.read(hidden_H[batch.read_MN])
@@ -118,12 +117,12 @@ class Director(nn.Module):
 
     def _measures(self, pred_MNW: Tensor, batch: Batch) -> dict[str, Tensor]:
         target_MNW = batch.z_FNW[batch.fed_of_read_M]
-        later_M = batch.before_read_M >= 0
-        previous_MNW = batch.z_FNW[batch.before_read_M[later_M]]
+        later_P = batch.later_P
+        previous_PNW = batch.z_FNW[batch.before_read_M[later_P]]
         of_model, of_mean = _distances(pred_MNW, target_MNW), _distances(self.mean_W.expand_as(target_MNW), target_MNW)
-        of_previous = _distances(previous_MNW, target_MNW[later_M])
+        of_previous = _distances(previous_PNW, target_MNW[later_P])
         found = (*(values.sum() for values in (*of_model, *of_mean)),)
-        later = (*(values[later_M].sum() for values in of_model), *(values.sum() for values in of_previous))
+        later = (*(values[later_P].sum() for values in of_model), *(values.sum() for values in of_previous))
         return dict(zip((*IMAGE_TERMS[1:], *LATER_TERMS), (*found, *later), strict=True))
 
     # What training and generation share.
@@ -205,8 +204,8 @@ def _check_length(max_length: int, found: Any) -> None:
 
 def _mixed(z_FNW: Tensor, predicted_MNW: Tensor, fed_of_read_M: Tensor, rate: float) -> Tensor:
     """z with some images replaced by their predictions, each with probability `rate`."""
-    chosen = torch.rand(len(predicted_MNW), device=z_FNW.device) < rate
-    return z_FNW.index_copy(0, fed_of_read_M[chosen], predicted_MNW[chosen])
+    chosen_M11 = torch.rand(len(predicted_MNW), 1, 1, device=z_FNW.device) < rate
+    return z_FNW.index_copy(0, fed_of_read_M, torch.where(chosen_M11, predicted_MNW, z_FNW[fed_of_read_M]))
 
 
 def _distances(pred_MNW: Tensor, target_MNW: Tensor) -> tuple[Tensor, Tensor]:

@@ -26,7 +26,8 @@ from cookgen.errors import ModelError, ShapeError, UsageError
 class Sampling:
     """How words, and the z of a mixture, are drawn, and how many. The same seed gives the same narrative.
 
-    temperature: 0 takes the likeliest, otherwise from 0.01 to 100. top_p: words are drawn from the likeliest that have
+    temperature: of words; 0 takes the likeliest, otherwise from 0.01 to 100. z_temperature: of a mixture's z, likewise;
+    0 is the mean of its likeliest component. top_p: words are drawn from the likeliest that have
     this probability together. num_steps: the most. max_tokens: of a text; a longer one is ended.
     """
 
@@ -35,10 +36,12 @@ class Sampling:
     seed: int = 0
     num_steps: int = 8
     max_tokens: int = 128
+    z_temperature: float = 0.0
 
     def __post_init__(self) -> None:
-        if self.temperature != 0 and not 0.01 <= self.temperature <= 100:
-            raise UsageError(f"temperature={self.temperature}: 0 (always the likeliest), or from 0.01 to 100")
+        for name in ("temperature", "z_temperature"):
+            if (value := getattr(self, name)) != 0 and not 0.01 <= value <= 100:
+                raise UsageError(f"{name}={value}: 0 (always the likeliest), or from 0.01 to 100")
         if not 0 < self.top_p <= 1:
             raise UsageError(f"top_p={self.top_p}: a probability, above 0 and at most 1")
         if not 0 <= self.seed < 2**63:
@@ -358,7 +361,7 @@ class _Writer:
         if given_NW is not None:
             self._stream.feed_z(self._standardised(given_NW))
             return given_NW
-        y_NW = self._stream.draw_z(temperature=self._sampling.temperature, generator=self._generator)
+        y_NW = self._stream.draw_z(temperature=self._sampling.z_temperature, generator=self._generator)
         z_NW: NDArray[np.float32] = self._director.restore(y_NW.to(self._director.mean_W.device)).cpu().numpy()
         return z_NW
 

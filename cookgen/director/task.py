@@ -14,7 +14,7 @@ from cookgen.dataset.narrative import Narrative
 from cookgen.dataset.split import Split, load_split
 from cookgen.director.config import DirectorConfig
 from cookgen.director.cost import Cost, cost_of, num_visible_pairs
-from cookgen.director.inputs import Batch, NarrativeInputs, Packer, Vocabulary
+from cookgen.director.inputs import Batch, NarrativeInputs, Packer, Vocabulary, finite
 from cookgen.director.model import Director, Embeddings
 from cookgen.director.weights import (
     Encoded,
@@ -24,12 +24,13 @@ from cookgen.director.weights import (
     save_description,
 )
 from cookgen.errors import ShapeError, UsageError
+from cookgen.modelstore import identity
 from cookgen.records import Features
 
 if TYPE_CHECKING:
     from cookgen.dataset.torch_loader import Loader
 
-NUM_MEASURED = 2000  # clips whose features say where z lies
+NUM_MEASURED = 2000  # clips, at 8 a narrative, whose features say where z lies
 
 
 class DirectorTask:
@@ -64,6 +65,15 @@ class DirectorTask:
 
     def _split(self, name: str, **order: Any) -> Split[Narrative]:
         return load_split(name, self._shards, features=self._feature_names, **order)
+
+    @property
+    def made_of(self) -> dict[str, Any]:
+        """Whose features and weights these are: other ones make it another run."""
+        language_model, found = self._config.language_model, self._features
+        return {
+            "language_model": "random" if language_model.random else identity(language_model.name),
+            "features": found and {"model": found.model, "revision": found.revision, "config": found.config},
+        }
 
     @property
     def block_classes(self) -> tuple[type, ...]:
@@ -108,6 +118,7 @@ class DirectorTask:
             num_workers=num_workers,
             collate=Packer(self._config.sequence.max_length, z_shape),
             remainder="repeat" if role == "train" else "short",
+            pin_memory=torch.cuda.is_available(),
         )
 
     def flops(self, batch: Batch) -> float:
@@ -128,7 +139,10 @@ class DirectorTask:
 
 
 def embeddings_of(split: Split[Narrative], features: Features) -> Embeddings:
-    """What z is, and its mean and standard deviation over at most 2000 clips, evenly spread over the split."""
+    """What z is, and its mean and standard deviation over about 2000 clips, evenly spread over the split.
+
+    Raises FormatError for features that are not finite.
+    """
     shape = features.shape
     if len(shape) not in (1, 2):
         raise ShapeError(
@@ -139,7 +153,7 @@ def embeddings_of(split: Split[Narrative], features: Features) -> Embeddings:
     narratives = split[:: max(1, len(split) * 8 // NUM_MEASURED)]
     total, squares, count = np.zeros(width), 0.0, 0
     for narrative in narratives:
-        z = np.asarray(narrative.features[features.name], np.float64).reshape(-1, width)
+        z = finite(narrative, features.name).astype(np.float64).reshape(-1, width)
         total += z.sum(0)
         squares += float((z**2).sum())
         count += len(z)

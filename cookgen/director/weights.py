@@ -175,6 +175,7 @@ def save_description(
         "config": to_values(director_config),
         "embeddings": None if embeddings is None else asdict(embeddings),
         "features": None if features is None else asdict(features),
+        "dtype": str(language_model.get_input_embeddings().weight.dtype).removeprefix("torch."),  # LoRA's frozen base
         "language_model": "random" if director_config.language_model.random else identity(name),
     }
     # Not canonical JSON: it would round the means of z.
@@ -197,7 +198,9 @@ def load_director(checkpoint: Path, *, use_ema: bool = True) -> LoadedDirector:
         config = TypeAdapter(DirectorConfig).validate_python(values["config"])
         embeddings = TypeAdapter(Embeddings | None).validate_python(values["embeddings"])
         features = TypeAdapter(Encoded | None).validate_python(values["features"])
-        base = str(values["language_model"])
+        base, dtype = str(values["language_model"]), values["dtype"]
+        if dtype not in ("float32", "bfloat16"):
+            raise ValueError(f"dtype {dtype!r}")
         step = int(json.loads((folder / "state.json").read_bytes())["step"])
         tokenizer = AutoTokenizer.from_pretrained(folder / _TOKENIZER, local_files_only=True)
         architecture = AutoConfig.from_pretrained(folder / _ARCHITECTURE, local_files_only=True)
@@ -216,7 +219,7 @@ def load_director(checkpoint: Path, *, use_ema: bool = True) -> LoadedDirector:
                 f"{folder}: builds on {base}, but {config.language_model.name} is "
                 f"{identity(config.language_model.name)} here; give the same files their old place"
             )
-        language_model = load_language_model(config.language_model)
+        language_model = load_language_model(config.language_model, dtype=getattr(torch, dtype))
     else:
         language_model = _adapted(_from_architecture(architecture, dtype=torch.float32), config.language_model)
     director = Director(config, language_model, embeddings)
@@ -298,7 +301,10 @@ def _from_architecture(architecture: Any, *, dtype: torch.dtype) -> Any:
 
 
 def _adapted(model: Any, config: LanguageModelConfig) -> Any:
-    flex = config.attention == "flex_attention" or (config.attention == "auto" and torch.cuda.is_available())
+    has_flex = model._supports_flex_attn and not getattr(model.config.get_text_config(), "attention_dropout", 0)
+    flex = config.attention == "flex_attention" or (
+        config.attention == "auto" and torch.cuda.is_available() and has_flex
+    )
     model.set_attn_implementation("flex_attention" if flex else BY_DOCUMENT)
     if config.lora_rank:
         from peft import LoraConfig, inject_adapter_in_model

@@ -16,14 +16,31 @@ Tracker = Literal["tensorboard", "wandb"]
 class TrainingConfig:
     """How to train. What is machinery may change when a run goes on; the rest makes it another run.
 
-    steps: updates of the whole run. batch_size: items of a rank and micro-batch; accumulation: micro-batches an update.
-    schedule: linear warm-up over warmup_steps, then "cosine" to 0 or "constant". weight_decay: of matrices alone.
-    clip_norm: largest norm of all gradients together. precision: of the forward pass; trained weights are kept in fp32.
-    ema_decay: of a running mean of the weights, which is then what is validated; None: no mean.
-    fsdp: shard weights, gradients and optimiser over the ranks, layer by layer (FSDP2). activation_checkpointing:
-    compute the layers' activations again instead of keeping them. compile: torch.compile of the layers.
-    stop_after: updates of this run, for jobs with a time limit. keep_last: checkpoints to keep beside the best one.
-    peak_tflops: of one device at this precision, where its name does not say.
+    Args:
+        steps: updates of the whole run
+        batch_size: items of a rank and micro-batch
+        accumulation: micro-batches an update
+        learning_rate: the highest
+        schedule: after a linear warm-up, cosine to 0, or constant
+        warmup_steps: updates of the warm-up
+        betas: AdamW's
+        weight_decay: of matrices alone
+        clip_norm: largest norm of all gradients together
+        precision: of the forward pass; trained weights are kept in fp32
+        ema_decay: of a running mean of the weights, which is then what is validated; None: no mean
+        seed: of all that is drawn
+        fsdp: shard weights, gradients and optimiser over the ranks, layer by layer (FSDP2); each rank's host memory
+            must hold the whole model at the start
+        activation_checkpointing: compute the layers' activations again instead of keeping them
+        compile: torch.compile of the layers
+        validate_every: updates between two validations
+        checkpoint_every: updates between two checkpoints
+        log_every: updates between two lines of metrics.jsonl
+        keep_last: checkpoints to keep beside the best one
+        stop_after: updates of this run, for jobs with a time limit
+        trackers: where curves are written beside metrics.jsonl
+        peak_tflops: of one device at this precision, where its name does not say
+        num_workers: processes that read ahead
     """
 
     steps: int = 5000

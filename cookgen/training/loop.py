@@ -138,6 +138,7 @@ class _Run:
         self.folder = out / "checkpoints"
         self.device: torch.device = accelerator.device
         self.report: Report | None = None  # rank 0 has one
+        self.waited_s = 0.0  # for the last batches
         loader = self._loader("train")
         assert loader is not None, "a task has a training split"
         self.loader = loader
@@ -181,12 +182,12 @@ class _Run:
         stream = self._endless(self.loader)
         record: dict[str, Any] = {}
         while self.step < config.steps:
-            started = time.perf_counter()
+            started, self.waited_s = time.perf_counter(), 0.0
             batches, share = self._fetch(stream, config.accumulation, stop=bool(signals))
-            wait_s = time.perf_counter() - started
             record = self._update(batches, share.counts)
             self.left_out.update(share.left_out)
-            meter.add(seconds=time.perf_counter() - started, wait_s=wait_s, tokens=share.num_tokens, flops=share.flops)
+            took_s = time.perf_counter() - started
+            meter.add(seconds=took_s, wait_s=self.waited_s, tokens=share.num_tokens, flops=share.flops)
             is_last = self.step == config.steps
             if self.step == 1 or is_last or self.step % config.log_every == 0:
                 memory = {"memory_bytes": peak_memory_bytes(self.device)}
@@ -234,7 +235,9 @@ class _Run:
         batches: list[Batch] = []
         share: _Share | CookgenError
         try:
+            started = time.perf_counter()
             batches = [next(stream) for _ in range(num)]
+            self.waited_s = time.perf_counter() - started
             share = _Share.of(batches, sum(self.task.flops(batch) for batch in batches), stop)
         except CookgenError as error:
             share = error
@@ -375,7 +378,11 @@ class _Run:
             self._seed(found.state.step)
         self.step, self.validation, self.last_checkpoint = found.state.step, found.state.validation, found.folder
         self.left_out.update(found.state.left_out)
-        others = f", written by {len(states)} ranks and now {num_ranks()}: random numbers differ from there on"
+        items = self.config.batch_size * self.config.accumulation
+        others = (
+            f", written by {len(states)} ranks and now {num_ranks()}: from there on random numbers differ, and an "
+            f"update is over {items * num_ranks()} items instead of {items * len(states)}"
+        )
         self.tell(f"{self.out}: going on from {found.folder.name}{others if len(states) != num_ranks() else ''}")
 
     def _read(self, found: Checkpoint, name: str, expected: checkpoint.Shapes) -> checkpoint.Tensors:

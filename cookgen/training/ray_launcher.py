@@ -42,10 +42,10 @@ class _Mailbox:
         return lines, self._error
 
 
-def launch(
-    work: Callable[[Say], T], out: Path, *, num_workers: int, use_gpu: bool, address: str | None = None, say: Say
-) -> T:
-    """Calls `work` in `num_workers` processes, each a rank with a CPU or a GPU; returns what rank 0 returned.
+def launch(work: Callable[[Say], T], out: Path, *, num_workers: int, address: str | None = None, say: Say) -> T:
+    """Calls `work` in `num_workers` processes, each a rank; returns what rank 0 returned.
+
+    Each has a GPU where the cluster has any, else a CPU.
 
     work: pickles, and calls `train` with the function that it is given as `say`. out: the run's folder, which all nodes
     must see. address: of a running cluster ("auto", "HOST:PORT"); None starts Ray on this machine.
@@ -64,8 +64,10 @@ def launch(
 
     _connect(ray, address)
     try:
+        resources = ray.cluster_resources()
+        use_gpu = resources.get("GPU", 0) > 0
         kind = "GPU" if use_gpu else "CPU"
-        there = int(ray.cluster_resources().get(kind, 0))
+        there = int(resources.get(kind, 0))
         if there < num_workers:
             raise UsageError(f"--launcher ray: {num_workers} ranks need a {kind} each, Ray has {there}. Ask for fewer")
         here = {ray._raylet.RAY_NODE_ID_KEY: ray.get_runtime_context().get_node_id()}

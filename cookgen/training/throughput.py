@@ -8,12 +8,16 @@ from dataclasses import dataclass
 
 import torch
 
+from cookgen.training.config import Precision
+
 # Dense bf16 operations a second as the makers state them, by a part of the name that the driver gives; first match.
 PEAK_FLOPS = {
     "H100 PCIe": 756e12,
     "H100 NVL": 835e12,
     "H100": 989e12,
+    "H200 NVL": 835e12,
     "H200": 989e12,
+    "GB200": 2500e12,
     "B200": 2250e12,
     "A100": 312e12,
     "L40S": 362e12,
@@ -21,15 +25,23 @@ PEAK_FLOPS = {
     "L4": 121e12,
     "RTX 4090": 165e12,
 }
+_LESS = (" MIG ", " Laptop ")  # in the name of a part of such a device, or of a slower one
 
 
-def peak_flops(device: torch.device, peak_tflops: float | None = None) -> float | None:
-    """Operations a second that the device can do at most; None where neither the user nor the table says it."""
+def peak_flops(
+    device: torch.device, peak_tflops: float | None = None, *, precision: Precision = "bf16"
+) -> float | None:
+    """Operations a second that the device can do at most; None where neither the user nor the table says it.
+
+    peak_tflops: what the user states. The table knows bf16 alone.
+    """
     if peak_tflops is not None:
         return peak_tflops * 1e12
-    if device.type != "cuda":
+    if device.type != "cuda" or precision != "bf16":
         return None
     name = torch.cuda.get_device_name(device)
+    if any(part in name for part in _LESS):
+        return None
     return next((peak for part, peak in PEAK_FLOPS.items() if part in name), None)
 
 

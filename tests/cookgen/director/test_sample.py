@@ -213,7 +213,7 @@ def test_any_weights_give_a_narrative(
     options: dict[str, str], seed: int, weights: int, temperature: float, top_p: float, max_length: int, **most: int
 ) -> None:
     checkpoint = tiny.make_checkpoint(seed=weights, max_length=max_length, **options)
-    written, fed = written_and_fed(checkpoint, Sampling(temperature, top_p, seed, **most))
+    written, fed = written_and_fed(checkpoint, Sampling(temperature, top_p, seed, z_temperature=temperature, **most))
     assert parses(checkpoint, fed), fed
     assert 1 <= len(written.steps) <= most["num_steps"]
     assert (written.stopped == "steps") <= (len(written.steps) == most["num_steps"])
@@ -247,7 +247,9 @@ def test_the_seed_is_all_the_chance(monkeypatch: pytest.MonkeyPatch) -> None:
 
     def write(seed: int, temperature: float = 1.0) -> Written:
         torch.rand(int(torch.randint(1, 9, ())))  # the process's own dice stand elsewhere each time
-        return write_narrative(checkpoint, QUERY, Sampling(temperature, 0.9, seed, max_tokens=9))
+        return write_narrative(
+            checkpoint, QUERY, Sampling(temperature, 0.9, seed, max_tokens=9, z_temperature=temperature)
+        )
 
     def same(one: Written, other: Written) -> bool:
         return [step.tokens for step in one.steps] == [step.tokens for step in other.steps] and all(
@@ -374,6 +376,7 @@ def test_a_query_is_read_as_words() -> None:
     "wrong",
     [
         {"temperature": -0.1},
+        {"z_temperature": -0.1},
         {"temperature": float("nan")},
         {"temperature": float("inf")},
         {"temperature": 1e-9},

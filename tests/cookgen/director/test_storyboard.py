@@ -76,6 +76,7 @@ def test_the_folder(tmp_path: Path) -> None:
         "checkpoint": {"step": 7, "language_model": "random"},
         "features": {"name": "toy", "model": "none", "revision": "1"},
         "temperature": 0.7,
+        "z_temperature": 0.0,
         "top_p": 0.9,
         "seed": 4,
         "num_steps": 3,

@@ -85,7 +85,7 @@ def make_checkpoint(
     """A director as load_director gives it, but for its weights: they are random."""
     config = DirectorConfig(
         language_model=LANGUAGE_MODEL,
-        head=HeadConfig(kind=kind, readout=readout, components=3),  # type: ignore[arg-type]
+        head=HeadConfig(kind=kind, readout=readout, components=3 if kind == "mixture" else 4),  # type: ignore[arg-type]
         sequence=SequenceConfig(task=task, **sequence),  # type: ignore[arg-type]
     )
     torch.manual_seed(seed)

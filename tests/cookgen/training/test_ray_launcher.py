@@ -24,7 +24,7 @@ def work(say, **changes):
     return train(TinyTask(shards, dropout=0.0), config(**changes), out, run_values={}, say=say)
 
 try:
-    done = launch(partial(work, batch_size=batch_size), out, num_workers=2, use_gpu=False, say=print)
+    done = launch(partial(work, batch_size=batch_size), out, num_workers=2, say=print)
     print("returned", done.step, done.is_finished)
 except CookgenError as error:
     print(type(error).__name__, error)

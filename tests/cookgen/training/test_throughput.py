@@ -29,15 +29,27 @@ def test_no_peak_no_mfu() -> None:
         ("NVIDIA H100 80GB HBM3", 989e12),
         ("NVIDIA H100 PCIe", 756e12),
         ("NVIDIA H200", 989e12),
+        ("NVIDIA H200 NVL", 835e12),
+        ("NVIDIA GH200 480GB", 989e12),
+        ("NVIDIA GB200", 2500e12),
         ("NVIDIA A100-SXM4-80GB", 312e12),
         ("NVIDIA L40S", 362e12),
         ("NVIDIA L4", 121e12),
+        ("NVIDIA GeForce RTX 4090", 165e12),
+        ("NVIDIA GeForce RTX 4090 Laptop GPU", None),  # another, slower chip
+        ("NVIDIA A100-SXM4-40GB MIG 1g.5gb", None),  # a seventh of one
         ("Tesla T4", None),  # has no bf16
     ],
 )
 def test_the_driver_s_names(monkeypatch: pytest.MonkeyPatch, name: str, peak: float | None) -> None:
     monkeypatch.setattr(throughput.torch.cuda, "get_device_name", lambda device: name)
-    assert peak_flops(torch.device("cuda")) == peak
+    assert peak_flops(torch.device("cuda"), precision="bf16") == peak
+
+
+def test_the_table_is_of_bf16_alone(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(throughput.torch.cuda, "get_device_name", lambda device: "NVIDIA H200")
+    assert peak_flops(torch.device("cuda"), precision="fp32") is None
+    assert peak_flops(torch.device("cuda"), 67, precision="fp32") == 67e12
 
 
 def test_memory_grows_with_what_is_held() -> None:

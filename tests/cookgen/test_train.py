@@ -1,0 +1,256 @@
+"""`cookgen-train`: the presets of 7B models on the same path at tiny size, and what the command says."""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import subprocess
+import sys
+from collections.abc import Iterator
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from accelerate.state import AcceleratorState
+from safetensors.torch import load_file
+from transformers import AutoModelForCausalLM
+
+from cookgen.director.model import Director
+from cookgen.director.task import DirectorTask
+from cookgen.director.weights import load_director
+from cookgen.train import DIRECTOR_PRESETS, DirectorRun, main, qwen2_5_7b, train_director
+from tests.conftest import ROOT
+from tests.cookgen.director.narratives import byte_tokenizer, language_model
+from tests.shardset import Story, add_features, make_set
+
+STEPS = 4
+
+
+@pytest.fixture(autouse=True)
+def one_run_a_process() -> Iterator[None]:
+    """accelerate remembers precision and device for the life of a process; each test is one."""
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(threads)
+    AcceleratorState._reset_state(reset_partial_state=True)
+
+
+@pytest.fixture(scope="module")
+def shards(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """6 narratives to train on and 2 to validate, with features of 4 tokens."""
+    stories = [Story(f"t{number}", num_clips=2 + number % 3, first_text=f"Chop {number} leeks") for number in range(6)]
+    stories += [Story(f"v{number}", num_clips=2 + number, split="val", first_shade=10) for number in range(2)]
+    out = make_set(tmp_path_factory.mktemp("train") / "set", stories)
+    add_features(out, "tiny", (4, 6))
+    return out
+
+
+@pytest.fixture(scope="module")
+def own(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A tiny language model in a folder, with its tokenizer."""
+    torch.manual_seed(0)
+    place = tmp_path_factory.mktemp("models") / "own"
+    language_model("qwen2").save_pretrained(place)
+    byte_tokenizer().save_pretrained(place)
+    return place
+
+
+def small(shards: Path, own: Path, out: Path, **training: Any) -> DirectorRun:
+    """The preset of a 7B model with another language model, other features and few, quick updates."""
+    run = qwen2_5_7b()
+    lm_config = replace(run.model.language_model, name=str(own), shape="checkpoint", lora_rank=4)
+    short = {"steps": STEPS, "accumulation": 2, "learning_rate": 3e-3, "warmup_steps": 1, "num_workers": 0}
+    often = {"log_every": 1, "validate_every": 2, "checkpoint_every": 2, "trackers": ()}
+    return replace(
+        run,
+        shards=(shards,),
+        out=out,
+        features="tiny",
+        model=replace(run.model, language_model=lm_config),
+        training=replace(run.training, **short | often | training),  # type: ignore[arg-type]
+    )
+
+
+def curve(out: Path) -> list[dict[str, Any]]:
+    """metrics.jsonl without what hangs on the clock and the machine."""
+    clock = {"step_s", "tokens_per_s", "data_wait", "mfu", "seconds", "memory_bytes"}
+    lines = map(json.loads, (out / "metrics.jsonl").read_text().splitlines())
+    return [{name: value for name, value in line.items() if name not in clock} for line in lines]
+
+
+def weights(out: Path, name: str = "model") -> dict[str, torch.Tensor]:
+    return load_file(out / f"checkpoints/step-{STEPS:08d}/{name}.safetensors")
+
+
+def is_own(name: str) -> bool:
+    """Whether LoRA trains the weight of this name."""
+    return "lora_" in name or not name.startswith("language_model.")
+
+
+def test_it_is_the_presets_path() -> None:
+    """What the tests below do not change."""
+    for name in ("qwen2.5-7b", "seed-x-7b"):
+        training = DIRECTOR_PRESETS[name]().training
+        assert (training.precision, training.activation_checkpointing, training.batch_size) == ("bf16", True, 1)
+        assert DIRECTOR_PRESETS[name]().model.language_model.lora_rank == 16
+
+
+def test_lora_on_a_bf16_base_goes_on_where_it_stopped(
+    shards: Path, own: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    built: list[Director] = []
+    build = DirectorTask.build
+
+    def noted(task: DirectorTask) -> Director:
+        built.append(build(task))
+        return built[-1]
+
+    monkeypatch.setattr(DirectorTask, "build", noted)
+    said: list[str] = []
+    train_director(small(shards, own, tmp_path / "whole"), said.append)
+    for stop_after in (1, 2, None):
+        train_director(small(shards, own, tmp_path / "parts", stop_after=stop_after), said.append)
+    assert "going on from step-00000003" in " ".join(said)
+    found = curve(tmp_path / "whole")
+    assert [(line["kind"], line["step"]) for line in found] == [
+        ("train", 1),
+        ("train", 2),
+        ("valid", 2),
+        ("train", 3),
+        ("train", 4),
+        ("valid", 4),
+    ]
+    assert curve(tmp_path / "parts") == found
+    for name in ("model", "optimizer", "rng-0"):
+        whole, parts = weights(tmp_path / "whole", name), weights(tmp_path / "parts", name)
+        assert whole.keys() == parts.keys()
+        assert all(torch.equal(tensor, parts[key]) for key, tensor in whole.items()), name
+    assert all(line["left_out"] == {"steps_too_long": 0, "narratives_cut": 0} for line in found if "left_out" in line)
+
+    # The base is in no checkpoint, and is what it was: bf16 of the folder's.
+    assert all(map(is_own, weights(tmp_path / "whole")))
+    assert all(map(is_own, weights(tmp_path / "whole", "optimizer")))
+    base = dict(AutoModelForCausalLM.from_pretrained(own, dtype=torch.bfloat16).named_parameters())
+    frozen = {
+        name.replace("_checkpoint_wrapped_module.", ""): weight
+        for name, weight in built[0].named_parameters()
+        if not weight.requires_grad
+    }
+    assert len(frozen) == len(base)
+    for name, weight in frozen.items():
+        plain = name.removeprefix("language_model.").replace(".base_layer", "")
+        assert weight.dtype == torch.bfloat16 and torch.equal(weight, base[plain]), name
+    assert all(weight.dtype == torch.float32 for weight in built[0].parameters() if weight.requires_grad)
+
+
+def test_the_result_opens(shards: Path, own: Path, tmp_path: Path) -> None:
+    out = tmp_path / "run"
+    train_director(small(shards, own, out), lambda text: None)
+    loaded = load_director(out / f"checkpoints/step-{STEPS:08d}")
+    assert loaded.step == STEPS and loaded.features is not None and loaded.features.name == "tiny"
+    adapters = {name: weight for name, weight in loaded.director.named_parameters() if "lora_B" in name}
+    assert len(adapters) == 2 * 7
+    assert all(weight.any() for weight in adapters.values())  # zeros at first
+    saved = weights(out)
+    assert all(torch.equal(weight, saved[name]) for name, weight in loaded.director.named_parameters() if is_own(name))
+    task = DirectorTask(loaded.director.config, [shards], features="tiny")
+    loader = task.loader("valid", batch_size=1, num_workers=0, seed=0)
+    assert loader is not None
+    text, count = 0.0, 0
+    with torch.no_grad(), torch.autocast("cpu", torch.bfloat16):
+        for batch in loader:
+            text += loaded.director(batch)["text"].item()
+            count += batch.counts["text"]
+    last = [line for line in curve(out) if line["kind"] == "valid"][-1]
+    assert text / count == pytest.approx(last["terms"]["text"], rel=0.02)
+
+
+def test_another_base_is_another_run(
+    shards: Path, own: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    arguments = options(shards, own, tmp_path / "run")
+    assert main([*arguments, "--training.stop-after", "1"]) == 0
+    assert main([*arguments, "--model.language-model.lora-rank", "8"]) == 2
+    assert "lora_rank was 4, is 8" in capsys.readouterr().err
+
+
+def options(shards: Path, own: Path, out: Path) -> list[str]:
+    """`small` as a user writes it."""
+    text = f"""director --preset qwen2.5-7b --shards {shards} --out {out} --features tiny --encoder-settings
+        --model.language-model.name {own} --model.language-model.shape checkpoint --model.language-model.lora-rank 4
+        --training.steps {STEPS} --training.accumulation 2 --training.learning-rate 3e-3 --training.warmup-steps 1
+        --training.num-workers 0 --training.log-every 1 --training.validate-every 2 --training.checkpoint-every 2
+        --training.trackers"""
+    return text.split()
+
+
+@pytest.mark.full
+def test_two_sharded_ranks(shards: Path, own: Path, tmp_path: Path) -> None:
+    """By torchrun, with FSDP2: a bf16 base that is frozen beside float32 adapters, resumed, and opened by one process."""
+    rendezvous = ["--nnodes=1", "--nproc-per-node=2", "--rdzv-backend=c10d", "--rdzv-endpoint=127.0.0.1:0"]
+    command = [sys.executable, "-m", "torch.distributed.run", *rendezvous, "-m", "cookgen.train"]
+    env = os.environ | {"OMP_NUM_THREADS": "1", "GLOO_SOCKET_IFNAME": "lo"}
+
+    def torchrun(out: Path, *more: str) -> None:
+        done = subprocess.run(
+            [*command, *options(shards, own, out), "--training.fsdp", "True", *more],
+            cwd=ROOT,
+            capture_output=True,
+            text=True,
+            timeout=200,
+            check=False,
+            env=env,
+        )
+        assert done.returncode == 0, f"{done.stdout}\n{done.stderr}"
+
+    torchrun(tmp_path / "whole")
+    torchrun(tmp_path / "parts", "--training.stop-after", "2")
+    torchrun(tmp_path / "parts")
+    assert len(curve(tmp_path / "whole")) == STEPS + 2
+    assert curve(tmp_path / "parts") == curve(tmp_path / "whole")
+    for name in ("model", "optimizer"):
+        whole, parts = weights(tmp_path / "whole", name), weights(tmp_path / "parts", name)
+        assert whole.keys() == parts.keys() and all(map(is_own, whole))
+        assert all(torch.equal(tensor, parts[key]) for key, tensor in whole.items()), name
+    # One process with as many narratives an update draws other dropout masks: near, not the same.
+    train_director(small(shards, own, tmp_path / "one", accumulation=4), lambda text: None)
+    one, two = curve(tmp_path / "one"), curve(tmp_path / "whole")
+    assert [line["loss"] for line in two] == pytest.approx([line["loss"] for line in one], rel=0.05)
+    assert weights(tmp_path / "one").keys() == weights(tmp_path / "whole").keys()
+    loaded = load_director(tmp_path / "whole")
+    assert all(weight.any() for name, weight in loaded.director.named_parameters() if "lora_B" in name)
+
+
+def test_help_has_a_word_on_every_option(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("COLUMNS", "400")  # an option and its text in one line
+    assert main(["director", "--help"]) == 0
+    lines = [re.sub(r"\x1b\[[0-9;]*m", "", line).strip(" │") for line in capsys.readouterr().out.splitlines()]
+    told = [line for line in lines if line.startswith(("--", "-h"))]
+    names = {line.split()[0].rstrip(",") for line in told}
+    assert {"--shards", "--model.head.kind", "--training.fsdp", "--training.peak-tflops", "--plan"} <= names
+    assert len(names) > 60
+    # "--option {a,b}|TEXT   what it is (default: …)": beyond the option's column a text before the default.
+    silent = [line for line in told if not re.search(r"\s{2,}[^\s(]", line)]
+    assert silent == []
+
+
+@pytest.mark.parametrize(
+    ("preset", "millions"), [("tiny", 3), ("smollm2-135m", 135), ("qwen2.5-7b", 7600), ("seed-x-7b", 6800)]
+)
+def test_a_plan_needs_no_weights(
+    preset: str, millions: float, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    assert main(["director", "--preset", preset, "--plan"]) == 0
+    said = capsys.readouterr().out
+    found = re.search(r"parameters: ([\d,.]+) M, of which trained ([\d,.]+) M", said)
+    assert found is not None, said
+    total, trained = (float(number.replace(",", "")) for number in found.groups())
+    assert total == pytest.approx(millions, rel=0.1)
+    assert (trained < total / 50) == preset.endswith("7b")
+    assert re.search(r"memory: about [\d,.]+ GiB", said) and re.search(r"time: about [\d,.]+ s an update", said)
+    assert not list(tmp_path.iterdir())
