@@ -14,7 +14,7 @@ run_options = $(if $(SOURCE),--source "$(SOURCE)") $(if $(VIDEOS),--videos "$(VI
 	$(if $(IDS),--ids "$(IDS)") $(if $(SET),--set $(SET))
 
 .DEFAULT_GOAL := help
-.PHONY: help setup shards test test-full check fix golden bench bench-env bench-dataset bench-director clean
+.PHONY: help setup shards test test-full check fix golden bench bench-env bench-dataset bench-director gpu clean
 
 help:  ## list the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-14s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -35,10 +35,14 @@ shards: $(READY)  ## make the shard set: [SOURCE=demo|folder|youcook2] [VIDEOS=d
 	@$(BIN)/python -m pipelines run $(run_options)
 
 test: $(READY)  ## run the tests
-	$(BIN)/python -m pytest -n 2 --dist loadfile -m "not full"
+	CUDA_VISIBLE_DEVICES= $(BIN)/python -m pytest -n 2 --dist loadfile -m "not full and not gpu"
 
 test-full: $(READY)  ## run the tests, the long ones too
-	$(BIN)/python -m pytest -n 2 --dist loadfile
+	CUDA_VISIBLE_DEVICES= $(BIN)/python -m pytest -n 2 --dist loadfile -m "not gpu"
+
+gpu: $(READY)  ## the tests that need a GPU, and what training a 7B director on it costs; they skip where there is none
+	$(BIN)/python -m pytest -m gpu
+	$(BIN)/python tests/benchmarks/director.py --only 7B
 
 check: $(READY)  ## format, lint, types, schemas fresh
 	$(BIN)/ruff format --check $(SOURCES)

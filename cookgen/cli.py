@@ -26,7 +26,7 @@ from cookgen.dataset.publish import annotation_files, plan_text, set_files
 from cookgen.dataset.publish import publish as publish_files
 from cookgen.dataset.summary import card_of, read_statistics, statistics_text, statistics_values
 from cookgen.dataset.validate import validate as validate_set
-from cookgen.errors import UsageError
+from cookgen.errors import ModelError, UsageError
 from cookgen.features import compute_features, encoder_config, plan_features
 from cookgen.files import canonical_json, explained, write_atomic
 from cookgen.runlog import Progress, Tally
@@ -260,7 +260,12 @@ def direct(
     def show(step: WrittenStep) -> None:
         _say(f"- {' | '.join(text or '(no words)' for text in step.texts.values())}")
 
-    director.to("cuda" if torch.cuda.is_available() else "cpu")
+    try:
+        director.to("cuda" if torch.cuda.is_available() else "cpu")
+    except torch.OutOfMemoryError as error:
+        raise ModelError(
+            "the director does not fit into the GPU's memory; hide the GPU: CUDA_VISIBLE_DEVICES="
+        ) from error
     with one_thread():  # sums in one order: the same seed gives the same words
         written = write_narrative(loaded, query, sampling, given=given, show=show)
     near = None

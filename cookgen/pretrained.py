@@ -7,6 +7,9 @@ from contextlib import contextmanager
 
 from cookgen.errors import ModelError, reason_of
 
+# What libraries raise for files that are none of theirs, or damaged.
+LIBRARY_ERRORS = (OSError, ValueError, RuntimeError, KeyError, TypeError, AttributeError, ImportError)
+
 
 @contextmanager
 def model_errors(name: str) -> Iterator[None]:
@@ -20,16 +23,7 @@ def model_errors(name: str) -> Iterator[None]:
     logging.disable_progress_bar()  # it would tear the progress lines of whoever loads it
     try:
         yield
-    except (
-        OSError,
-        ValueError,
-        RuntimeError,
-        KeyError,
-        TypeError,
-        AttributeError,
-        SafetensorError,
-        StrictDataclassError,
-    ) as error:
+    except (*LIBRARY_ERRORS, SafetensorError, StrictDataclassError) as error:
         raise ModelError(f"{name}: cannot be loaded: {reason_of(error)}") from error
     finally:
         logging.set_verbosity(verbosity)

@@ -95,7 +95,7 @@ def _paper(shape: Literal["qwen2.5-7b", "llama2-7b"]) -> DirectorRun:
             language_model=LanguageModelConfig(name="", shape=shape, lora_rank=16),
             sequence=SequenceConfig(max_length=4096),
         ),
-        training=TrainingConfig(precision="bf16", batch_size=1, accumulation=8, activation_checkpointing=True),
+        training=TrainingConfig(precision="bf16", batch_size=1, accumulation=8, compile=True),
     )
 
 

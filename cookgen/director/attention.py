@@ -11,18 +11,26 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torch.nn.attention.flex_attention import BlockMask, create_block_mask
 from transformers import AttentionInterface
+from transformers.integrations.flex_attention import flex_attention_forward
 from transformers.integrations.sdpa_attention import sdpa_attention_forward
 from transformers.masking_utils import AttentionMaskInterface, sdpa_mask
 
 from cookgen.director.inputs import Batch
 
-BY_DOCUMENT = "cookgen_sdpa_by_document"
+PACKED = "cookgen_packed"
 
 
-def visible(batch: Batch, masked_RL: Tensor | None, implementation: str) -> dict[str, Any]:
+def can_flex(language_model: Any) -> bool:
+    """Whether flex attention computes what this model of transformers means."""
+    has_dropout = getattr(language_model.config.get_text_config(), "attention_dropout", 0)
+    return bool(language_model._supports_flex_attn) and not has_dropout
+
+
+def visible(batch: Batch, masked_RL: Tensor | None, *, flex: bool) -> dict[str, Any]:
     """What a language model's forward is told of who sees whom. masked_RL: bool, tokens that no later one sees."""
-    if implementation == "flex_attention":
+    if flex:
         return {"attention_mask": _block_mask(batch, masked_RL)}
     return {"attention_mask": dense_mask(batch, masked_RL), "document_spans": _spans(batch.documents_RL)}
 
@@ -35,9 +43,7 @@ def dense_mask(batch: Batch, masked_RL: Tensor | None) -> Tensor:
     return _sees(batch, masked_RL, row, index.view(1, -1, 1), index.view(1, 1, -1)).unsqueeze(1)
 
 
-def _block_mask(batch: Batch, masked_RL: Tensor | None) -> Any:
-    from torch.nn.attention.flex_attention import create_block_mask
-
+def _block_mask(batch: Batch, masked_RL: Tensor | None) -> BlockMask:
     rows, length = batch.ids_RL.shape
 
     def sees(row: Tensor, head: Tensor, query: Tensor, key: Tensor) -> Tensor:
@@ -64,21 +70,25 @@ def _spans(documents_RL: Tensor) -> list[list[tuple[int, int]]]:
     return found
 
 
-def _by_document(
+def _packed(
     module: Any,
     query: Tensor,
     key: Tensor,
     value: Tensor,
-    attention_mask: Tensor | None,
+    attention_mask: Tensor | BlockMask | None,
     *,
     document_spans: Sequence[Sequence[tuple[int, int]]] | None = None,
     **options: Any,
 ) -> tuple[Tensor, None]:
-    """SDPA of each document alone: the mask hides all else, so that the work grows with the documents' lengths squared,
-    not the row's. Tensors [R, heads, L, H / heads]."""
+    """Flex attention under a block mask, SDPA under a dense one. Tensors [R, heads, L, H / heads].
+
+    With document_spans SDPA runs on each document alone: the mask hides all else, so that the work grows with the
+    documents' lengths squared, not the row's.
+    """
+    if isinstance(attention_mask, BlockMask):
+        return flex_attention_forward(module, query, key, value, attention_mask, **options)[0], None
     if document_spans is None or attention_mask is None or torch.compiler.is_compiling():
-        packed: tuple[Tensor, None] = sdpa_attention_forward(module, query, key, value, attention_mask, **options)
-        return packed
+        return sdpa_attention_forward(module, query, key, value, attention_mask, **options)[0], None
     rows = []
     for row, spans in enumerate(document_spans):
         parts = []
@@ -90,5 +100,5 @@ def _by_document(
     return torch.cat(rows), None
 
 
-AttentionInterface.register(BY_DOCUMENT, _by_document)
-AttentionMaskInterface.register(BY_DOCUMENT, sdpa_mask)
+AttentionInterface.register(PACKED, _packed)
+AttentionMaskInterface.register(PACKED, sdpa_mask)

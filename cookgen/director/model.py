@@ -15,7 +15,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from cookgen.director.attention import visible
+from cookgen.director.attention import can_flex, visible
 from cookgen.director.config import DirectorConfig
 from cookgen.director.head import MixtureHead, RegressionHead
 from cookgen.director.inputs import IMAGE_TERMS, LATER_TERMS, MARKS, Batch, Vocabulary
@@ -190,7 +190,9 @@ class Director(nn.Module):
         masked = None
         if self.training and (rate := self.config.regularization.mask_rate):
             masked = (torch.rand(batch.ids_RL.shape, device=batch.ids_RL.device) < rate) & (batch.blocks_RL == 0)
-        return visible(batch, masked, self.language_model.config._attn_implementation)
+        attention = self.config.language_model.attention
+        on_gpu = batch.ids_RL.is_cuda and can_flex(self.language_model)
+        return visible(batch, masked, flex=attention == "flex_attention" or (attention == "auto" and on_gpu))
 
 
 def _check_length(max_length: int, found: Any) -> None:

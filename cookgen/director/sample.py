@@ -110,7 +110,6 @@ class Stream:
         self._director = director
         # Full layers also where a model has sliding windows, and the mask below: both as in training.
         self._cache = DynamicCache()
-        director.language_model.set_attn_implementation("sdpa")
         self._device = next(director.parameters()).device
         self._last_H: Tensor | None = None
 

@@ -124,8 +124,13 @@ class DirectorTask:
     def flops(self, batch: Batch) -> float:
         """Of forward and backward, see cost.Cost.flops."""
         assert self._cost is not None, "build() comes first"
-        learned = batch.counts["text"]
-        return self._cost.flops(num_tokens=batch.num_tokens, num_learned=learned, num_pairs=num_visible_pairs(batch))
+        return self._cost.flops(
+            num_tokens=batch.num_tokens,
+            num_learned=batch.counts["text"],
+            num_pairs=num_visible_pairs(batch),
+            num_fed=batch.fed_FN.numel(),
+            num_read=batch.read_MN.numel(),
+        )
 
     def write_extras(self, folder: Path) -> None:
         """director.json, the tokenizer and the language model's shape."""

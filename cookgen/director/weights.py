@@ -17,18 +17,17 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file
 
 from cookgen.config import to_values
-from cookgen.director.attention import BY_DOCUMENT
+from cookgen.director.attention import PACKED
 from cookgen.director.config import DirectorConfig, LanguageModelConfig, Shape
 from cookgen.director.model import Director, Embeddings
 from cookgen.errors import InputError, ModelError, ShapeError, UsageError, reason_of
 from cookgen.files import write_atomic
 from cookgen.modelstore import ResolvedModel, identity, resolve
-from cookgen.pretrained import model_errors
+from cookgen.pretrained import LIBRARY_ERRORS, model_errors
 
 DESCRIPTION = "director.json"
 _ARCHITECTURE = "language_model"
 _TOKENIZER = "tokenizer"
-_LIBRARY_ERRORS = (OSError, ValueError, RuntimeError, KeyError, TypeError, AttributeError, ImportError, SafetensorError)
 
 # Sizes of the language models that the presets are for: model type and what its configuration says.
 _SHAPES: Mapping[Shape, tuple[str, dict[str, Any]]] = {
@@ -206,7 +205,7 @@ def load_director(checkpoint: Path, *, use_ema: bool = True) -> LoadedDirector:
         architecture = AutoConfig.from_pretrained(folder / _ARCHITECTURE, local_files_only=True)
         averaged = folder / "ema.safetensors"
         weights = load_file(averaged if use_ema and averaged.is_file() else folder / "model.safetensors")
-    except (*_LIBRARY_ERRORS, StrictDataclassError, ValidationError, ShapeError) as error:
+    except (*LIBRARY_ERRORS, SafetensorError, StrictDataclassError, ValidationError, ShapeError) as error:
         raise InputError(
             f"{folder}: not a whole checkpoint of a director ({reason_of(error)}). "
             "Give the run's folder, or one of its checkpoints/step-…"
@@ -231,6 +230,9 @@ def load_director(checkpoint: Path, *, use_ema: bool = True) -> LoadedDirector:
     if unexpected or needed & set(missing):
         wrong = sorted([*unexpected, *(needed & set(missing))])
         raise InputError(f"{folder}: its weights do not fit its {DESCRIPTION}: {', '.join(wrong[:3])} …")
+    for name, weight in language_model.named_parameters():
+        if "lora_" in name:  # as autocast has them in training
+            weight.data = weight.data.to(getattr(torch, dtype))
     return LoadedDirector(director.eval(), tokenizer, features, base, step)
 
 
@@ -301,13 +303,15 @@ def _from_architecture(architecture: Any, *, dtype: torch.dtype) -> Any:
 
 
 def _adapted(model: Any, config: LanguageModelConfig) -> Any:
-    has_flex = model._supports_flex_attn and not getattr(model.config.get_text_config(), "attention_dropout", 0)
-    flex = config.attention == "flex_attention" or (
-        config.attention == "auto" and torch.cuda.is_available() and has_flex
-    )
-    model.set_attn_implementation("flex_attention" if flex else BY_DOCUMENT)
+    if not model._supports_sdpa:
+        raise ModelError(
+            f"{config.name}: its layers take no mask of who sees whom (as Mamba's); choose another language model, for "
+            "example SmolLM2, Qwen2.5, Qwen3 or Llama"
+        )
+    model.set_attn_implementation(PACKED)
     if config.lora_rank:
         from peft import LoraConfig, inject_adapter_in_model
+        from peft.tuners.lora import LoraLayer
 
         lora = LoraConfig(
             r=config.lora_rank,
@@ -316,6 +320,10 @@ def _adapted(model: Any, config: LanguageModelConfig) -> Any:
             target_modules="all-linear",
         )
         model = inject_adapter_in_model(lora, model)
+        for module in model.modules():
+            if isinstance(module, LoraLayer):
+                # autocast does it, without float32 copies of a bf16 base's activations: a twelfth of a 7B update
+                module.cast_input_dtype_enabled = False
         for name, weight in model.named_parameters():
             weight.requires_grad_("lora_" in name)
             if weight.requires_grad:

@@ -178,6 +178,8 @@ class _Run:
         """Makes the updates that are left, or those until it is told to stop."""
         config, first = self.config, self.step
         peak = peak_flops(self.device, config.peak_tflops)
+        if peak is not None:
+            self.tell(f"MFU = operations of forward and backward / (seconds x {peak / 1e12:,.0f} TFLOP/s a device)")
         meter = Meter(None if peak is None else peak * num_ranks())
         stream = self._endless(self.loader)
         record: dict[str, Any] = {}

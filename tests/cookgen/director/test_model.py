@@ -20,7 +20,7 @@ from torch.nn import functional as F
 from transformers import AutoConfig, AutoModelForCausalLM, DynamicCache
 
 from cookgen.director import model as model_module
-from cookgen.director.attention import BY_DOCUMENT, dense_mask
+from cookgen.director.attention import PACKED, dense_mask
 from cookgen.director.config import (
     DirectorConfig,
     HeadConfig,
@@ -69,12 +69,12 @@ def without_rule(monkeypatch: pytest.MonkeyPatch, *, documents: bool = False, bl
     """Takes a rule of the mask away."""
     rule = model_module.visible
 
-    def visible(batch: Batch, *rest: Any) -> dict[str, Any]:
+    def visible(batch: Batch, *rest: Any, flex: bool) -> dict[str, Any]:
         if documents:
             batch = replace(batch, documents_RL=torch.zeros_like(batch.documents_RL))
         if blocks:
             batch = replace(batch, blocks_RL=torch.zeros_like(batch.blocks_RL))
-        return rule(batch, *rest)
+        return rule(batch, *rest, flex=flex)
 
     monkeypatch.setattr(model_module, "visible", visible)
 
@@ -526,7 +526,7 @@ def test_attention_by_document_is_that_under_the_whole_mask() -> None:
     batch = pack([*TALES, tale(6, seed=6)], config, max_length=300)
     assert len(batch.ids_RL) > 1
     found = []
-    for implementation in (BY_DOCUMENT, "sdpa"):
+    for implementation in (PACKED, "sdpa"):
         model.language_model.set_attn_implementation(implementation)
         torch.manual_seed(0)
         losses = model(batch)
@@ -561,7 +561,6 @@ def test_flex_attention_gives_what_sdpa_gives(monkeypatch: pytest.MonkeyPatch) -
     """Forward alone: flex_attention has no backward on a CPU."""
     flex = DirectorConfig(language_model=LanguageModelConfig(attention="flex_attention"))
     model = director(flex)
-    assert model.language_model.config._attn_implementation == "flex_attention"
     batch = pack([*TALES, tale(6, seed=6)], flex, max_length=300)
     assert len(batch.ids_RL) > 1
     assert sums(model, batch) == approx(sums(director(), batch))

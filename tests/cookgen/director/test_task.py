@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import tarfile
-from dataclasses import fields
+from dataclasses import fields, replace
 from io import BytesIO
 from pathlib import Path
 from typing import Any
@@ -55,12 +55,12 @@ def own(tmp_path_factory: pytest.TempPathFactory) -> LanguageModelConfig:
     place = tmp_path_factory.mktemp("models") / "own"
     language_model("llama").save_pretrained(place)
     byte_tokenizer().save_pretrained(place)
-    return LanguageModelConfig(name=str(place))
+    return LanguageModelConfig(name=str(place), attention="sdpa")
 
 
 def features_of_train(shape: tuple[int, ...]) -> np.ndarray:
     """Those of every clip of the training split, float64 [clips, *shape]."""
-    keys = [f"{story.narrative}_{n:04d}" for story in STORIES if story.split == "train" for n in range(story.num_clips)]
+    keys = [f"{story.narrative}-{n:03d}" for story in STORIES if story.split == "train" for n in range(story.num_clips)]
     return np.stack([feature_of(key, shape) for key in keys]).astype(np.float64)
 
 
@@ -188,7 +188,7 @@ def test_what_it_builds_reads_what_it_loads(
 def test_what_it_writes_beside_weights_opens_them(
     lora_rank: int, shards: Path, own: LanguageModelConfig, tmp_path: Path
 ) -> None:
-    config = DirectorConfig(LanguageModelConfig(name=own.name, lora_rank=lora_rank))
+    config = DirectorConfig(replace(own, lora_rank=lora_rank))
     task = DirectorTask(config, [shards], features="tokens", encoder_model="theirs")
     torch.manual_seed(5)
     model = task.build().eval()
