@@ -46,8 +46,14 @@ class Places:
     videos: Path  # folder that Video.path is relative to
     media: Path  # the store's media folder: {sha256[:2]}/{sha256}.mp4 and .jpg
     scratch: Path  # temporary files; emptied by the run
+    fetched: Path | None = None  # what the run fetched itself, also relative to it
     # Stage name -> URL of the server that this run started for it, on the driver's machine.
     endpoints: Mapping[str, str] = field(default_factory=dict)
+
+    def source(self, path: str) -> Path:
+        """Where a file of the source is: in the user's folder, else among what was fetched."""
+        own = self.videos / path
+        return own if self.fetched is None or own.exists() else self.fetched / path
 
     def medium(self, sha256: str, suffix: str) -> Path:
         """Where the store keeps the file with this digest; suffix ".mp4" or ".jpg"."""

@@ -76,7 +76,7 @@ def cut_clips(video: Video, *, config: ClipsConfig, tool: Places) -> Iterator[Cl
     damaged in the source, or that cannot be shown to be exact, is a reject; a video without any clip is one as a whole.
     """
     tool.scratch.mkdir(parents=True, exist_ok=True)
-    footage = _footage(video, config, tool.videos / video.path)
+    footage = _footage(video, config, tool.source(video.path))
     frames_are_decoded = config.policy == "shots"
     if config.policy == "shots":
         spans_or_reason = _shots(video, footage, config, tool)

@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import cached_property
-from pathlib import Path
 
 from cookgen.modelstore import identity
 from cookgen.perception.speech import AudioError, TimedWord, Whisper, in_order, load_whisper, read_audio, windows
@@ -40,7 +39,7 @@ class SpeechConfig:
 class Listener:
     """The stage's tool: where the videos are, and a Whisper that is loaded when the first video needs it."""
 
-    videos: Path
+    places: Places
     config: SpeechConfig
 
     @cached_property
@@ -68,7 +67,7 @@ def hear(video: Video, *, config: SpeechConfig, tool: Listener) -> Iterator[Word
         return
     try:
         if video.subtitles is not None:
-            words = read_subtitles(tool.videos / video.subtitles, duration_s=video.duration_s)
+            words = read_subtitles(tool.places.source(video.subtitles), duration_s=video.duration_s)
         elif video.audio_stream is None:
             yield _reject(video, Reason.NO_AUDIO, "the file has no audio stream")
             return
@@ -94,7 +93,7 @@ def hear(video: Video, *, config: SpeechConfig, tool: Listener) -> Iterator[Word
 
 
 def _listen(video: Video, stream: int, tool: Listener) -> list[TimedWord]:
-    with open_container(tool.videos / video.path) as container:
+    with open_container(tool.places.source(video.path)) as container:
         blocks = read_audio(container, stream=stream, start_s=video.start_s, duration_s=video.duration_s)
         heard = (tool.whisper.transcribe(audio, offset_s=offset_s) for offset_s, audio in windows(blocks))
         return in_order((word for words in heard for word in words), duration_s=video.duration_s)
@@ -106,7 +105,7 @@ def _reject(video: Video, reason: Reason, detail: str) -> Reject:
 
 def load(config: SpeechConfig, places: Places) -> Listener:
     """The stage's tool; the model itself is loaded when a video needs it."""
-    return Listener(places.videos, config)
+    return Listener(places, config)
 
 
 STAGE = Stage(

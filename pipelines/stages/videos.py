@@ -56,7 +56,7 @@ def probe_video(source: SourceVideo, *, config: VideosConfig, tool: Places) -> I
     shows when clips are cut.
     """
     try:
-        yield _probe(source, config, tool.videos / source.path)
+        yield _probe(source, config, tool.source(source.path))
     except _Unusable as verdict:
         yield Reject(
             narrative=source.narrative,

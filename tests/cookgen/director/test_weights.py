@@ -159,7 +159,7 @@ def test_models_that_change_their_logits_are_refused(kind: str, values: Any, nam
 def test_a_model_without_masks_is_refused(tmp_path: Path) -> None:
     mamba = AutoConfig.for_model("mamba", vocab_size=NUM_WORDS, hidden_size=32, num_hidden_layers=1, state_size=8)
     AutoModelForCausalLM.from_config(mamba).save_pretrained(tmp_path)
-    with pytest.raises(ModelError, match="take no mask.*another language model"):
+    with pytest.raises(ModelError, match=r"take no mask.*another language model"):
         load_language_model(sdpa(name=str(tmp_path)))
 
 

@@ -172,7 +172,7 @@ def test_the_model_is_in_the_lineage(tmp_path: Path) -> None:
     assert STAGE.model(STAGE.config) == "whisper-tiny.en@0.1.0-1a5afae06a4d"
     (tmp_path / "model.bin").write_bytes(b"abc")
     assert STAGE.model(SpeechConfig(model=str(tmp_path))).startswith(f"{tmp_path.name}@")  # type: ignore[union-attr]
-    tool = Listener(tmp_path, SpeechConfig(model=str(tmp_path)))
+    tool = Listener(places(tmp_path, tmp_path), SpeechConfig(model=str(tmp_path)))
     with pytest.raises(ModelError):
         _ = tool.whisper
 
