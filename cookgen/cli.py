@@ -199,6 +199,7 @@ def direct(
     action: Annotated[str | None, tyro.conf.arg(metavar="TEXT")] = None,
     caption: Annotated[str | None, tyro.conf.arg(metavar="TEXT")] = None,
     references: tuple[Path, ...] = (),
+    encoder_model: Annotated[str | None, tyro.conf.arg(metavar="MODEL")] = None,
     temperature: float = 0.0,
     z_temperature: float = 0.0,
     top_p: float = 1.0,
@@ -217,6 +218,7 @@ def direct(
         steps: the most; the director stops earlier by itself
         image: the first step's keyframe, encoded as the director's features are
         references: pictures to be like, for directors trained with reference_rate
+        encoder_model: what encodes image and references, where the director's training was not told it
         action: the first step's action
         caption: the first step's caption
         temperature: of words; 0 takes the likeliest word each time; otherwise 0.01 to 100
@@ -250,7 +252,8 @@ def direct(
     def encode(picture_HWC: NDArray[np.uint8]) -> NDArray[np.float32]:
         assert found is not None
         identity = f"{found.model}@{found.revision}"
-        z = encode_picture(picture_HWC, identity, config=found.config, encoder_model=found.encoder_model)
+        model = encoder_model or found.encoder_model
+        z = encode_picture(picture_HWC, identity, config=found.config, encoder_model=model)
         return z.reshape(-1, len(director.mean_W))
 
     z = [encode(picture_HWC) for picture_HWC in pictures]

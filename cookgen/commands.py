@@ -93,6 +93,7 @@ def _one_set(args: Sequence[str]) -> list[str]:
 def _one_line(box: str) -> str:
     """What tyro says in a drawn box of several lines, without the box and its pointers to the help."""
     words = re.sub(r"[\u2500-\u257f]", " ", re.sub(r"\x1b\[[0-9;]*m", "", box))
-    lines = [" ".join(line.split()) for line in words.splitlines()]
+    words = re.sub(r"Error parsing __tyro-dummy-inner__[\w.-]*?\.(?=\w+: )", "", words)  # tyro's own name for the whole
+    lines = [" ".join(line.split()) for line in words.splitlines() if line.strip("- ")]
     title, *text = [line for line in lines if line and "--help" not in line] or [""]
     return " ".join(text) or title

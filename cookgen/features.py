@@ -48,6 +48,7 @@ from cookgen.perception.encoders.qwen_vl import QwenVlConfig
 from cookgen.perception.encoders.text import TextConfig
 from cookgen.perception.encoders.vae import VaeConfig, VideoVaeConfig
 from cookgen.records import FORMAT, Features, Record, Shard
+from cookgen.records.features import encoder_of
 from cookgen.runlog import Tally
 
 ENCODERS: Mapping[str, type[Any]] = {
@@ -75,11 +76,6 @@ class _Note(Record):
 
     def goes_on(self, **changes: Any) -> _Note:
         return self.model_copy(update=changes)
-
-
-def _encoder_of(found: Features | _Note) -> tuple[Any, ...]:
-    """Model, revision and settings: what the arrays hang on, besides the shards."""
-    return found.model, found.revision, {name: value for name, value in found.config.items() if name != "about"}
 
 
 @dataclass(frozen=True)
@@ -142,12 +138,12 @@ def plan_features(out: Path, config: EncoderConfig, *, name: str | None = None, 
     if note is not None and not note.sha256s and not note.num_clips:
         note = None  # it says nothing
     for found in (features, note):
-        if found is not None and _encoder_of(found) != _encoder_of(start) and not overwrite:
+        if found is not None and encoder_of(found) != encoder_of(start) and not overwrite:
             raise UsageError(
                 f"{plan.folder}: holds features of {found.model}@{found.revision} with {canonical_json(found.config)}; "
                 f"these would be of {start.model}@{start.revision} with {canonical_json(start.config)}. {_CHOOSE}"
             )
-    if note is None or _encoder_of(note) != _encoder_of(start):
+    if note is None or encoder_of(note) != encoder_of(start):
         if features is None and plan.folder.exists() and not overwrite:
             raise OutputError(f"{plan.folder}: has no features.json: it is not ours, or what a run left. {_CHOOSE}")
         note = start

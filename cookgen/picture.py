@@ -87,7 +87,13 @@ def encode_picture(
     Raises ModelError where the encoder here is not that one, UsageError for one that reads more than a keyframe.
     """
     settings = [f"{name}={value}" for name, value in config.items() if name not in ("kind", "version", "about")]
-    encoder = encoder_config(str(config.get("kind")), model=encoder_model, settings=settings)
+    try:
+        encoder = encoder_config(str(config.get("kind")), model=encoder_model, settings=settings)
+    except UsageError as error:
+        raise UsageError(
+            f"the picture must be encoded as the director's features are, by {identity}: {error}. Name that model with "
+            "--encoder-model, or leave the picture out"
+        ) from error
     found, wanted = (encoder.identity(), encoder.version), (identity, config.get("version"))
     if found != wanted:
         raise ModelError(

@@ -13,19 +13,23 @@ import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import TYPE_CHECKING, Annotated, Literal
 
 import tyro
 
 from cookgen.commands import printable, run_command
 from cookgen.config import machinery, to_values
-from cookgen.dataset.sidecar import feature_names
-from cookgen.dataset.split import load_split
+from cookgen.dataset.location import locate
+from cookgen.dataset.sidecar import feature_names, open_sidecar
+from cookgen.dataset.split import load_split, read_manifest
 from cookgen.director.config import DirectorConfig, LanguageModelConfig, SequenceConfig
 from cookgen.errors import InputError, UnknownNameError, UsageError
 from cookgen.features import ENCODERS, compute_features, encoder_config, plan_features
 from cookgen.runlog import Progress
 from cookgen.training.config import TrainingConfig
+
+if TYPE_CHECKING:
+    import torch
 
 
 @dataclass(frozen=True)
@@ -160,12 +164,25 @@ def train_director(run: DirectorRun, say: Callable[[str], None] | None = None) -
 def ensure_features(shards: Path, name: str, encoder_model: str | None, encoder_settings: Sequence[str] = ()) -> None:
     """Computes the features where the set has none of that name: rank 0 does, and the others wait.
 
-    Those that are there are taken as they are. Raises UsageError where encoder_model is another one than theirs.
+    Those that are there are taken as they are. Raises UsageError where encoder_model or one of encoder_settings is
+    another one than theirs.
     """
     listing = shards / "features" / name / "features.json"
     if listing.is_file():
+        location = locate(shards)
+        config = open_sidecar(location, name, read_manifest(location)).features.config
+        for setting in encoder_settings:
+            key, _, value = setting.partition("=")
+            if key in config and str(config[key]) != value:
+                raise UsageError(
+                    f"{listing}: its {key} is {config[key]}, --encoder-settings says {setting}; give the other, or "
+                    "another --features"
+                )
         if encoder_model is not None:
-            plan_features(shards, encoder_config(name, model=encoder_model, settings=encoder_settings))
+            if config.get("kind") not in ENCODERS:
+                raise UsageError(f"{listing}: its features are of no encoder here; leave --encoder-model out")
+            own = [f"{key}={value}" for key, value in config.items() if key not in ("kind", "version", "about")]
+            plan_features(shards, encoder_config(config["kind"], model=encoder_model, settings=own), name=name)
         return
     if name not in ENCODERS:
         what = f"features of {shards}, nor an encoder that could compute them,"
@@ -208,10 +225,11 @@ def plan_director(run: DirectorRun) -> str:
         ema=training.ema_decay is not None,
     )
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    peak, share = peak_flops(device, training.peak_tflops), 0.4
+    peak, share = peak_flops(device, training.peak_tflops, precision=training.precision), 0.4
     whence = "its stated peak"
     if peak is None:
-        peak, share, whence = _matmul_flops(training.precision == "bf16"), 1.0, "what its matrix product reaches now"
+        peak, share = _matmul_flops(device, is_bf16=training.precision == "bf16"), 1.0
+        whence = "what its matrix product reaches now"
     seconds = flops / (peak * share)
     rank = f"LoRA of rank {lora}" if lora else "all weights"
     return "\n".join(
@@ -228,15 +246,15 @@ def plan_director(run: DirectorRun) -> str:
     )
 
 
-def _matmul_flops(is_bf16: bool) -> float:
-    """Operations a second of this CPU's matrix product: the best of a few."""
+def _matmul_flops(device: torch.device, *, is_bf16: bool) -> float:
+    """Operations a second of this device's matrix product: the best of a few."""
     import torch
 
-    size = 1536
-    left, seconds = torch.rand(size, size, dtype=torch.bfloat16 if is_bf16 else torch.float32), []
+    size = 1536 if device.type == "cpu" else 8192
+    left, seconds = torch.rand(size, size, dtype=torch.bfloat16 if is_bf16 else torch.float32, device=device), []
     for _ in range(5):
         began = time.perf_counter()
-        left @ left
+        (left @ left)[0, 0].item()  # waits for the device
         seconds.append(time.perf_counter() - began)
     return 2 * size**3 / min(seconds)
 
@@ -286,6 +304,8 @@ def director_command(preset: str) -> Callable[..., int]:
             _say(plan_director(run))
             return 0
         if launcher == "none":
+            if ray_address is not None or num_ranks != 1:
+                raise UsageError("--ray-address, --num-ranks: go with --launcher ray; otherwise leave them out")
             return train_director(run)
         from cookgen.training.ray_launcher import launch
 

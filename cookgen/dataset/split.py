@@ -23,6 +23,7 @@ from cookgen.errors import FormatError, InputError, UnknownNameError, UsageError
 from cookgen.records import FORMAT, Manifest, faults
 from cookgen.records import Narrative as Row
 from cookgen.records import Split as ManifestSplit
+from cookgen.records.features import encoder_of
 
 if TYPE_CHECKING:  # torch is loaded by those who ask for it
     from cookgen.dataset.torch_loader import Loader, OnError
@@ -288,7 +289,7 @@ def _check_sets(readers: Sequence[Reader], rows: Iterable[tuple[Row, Reader]]) -
     for reader in others:
         for name, sidecar in reader.sidecars.items():
             ours, theirs = first.sidecars[name].features, sidecar.features
-            if any(getattr(ours, what) != getattr(theirs, what) for what in ("model", "revision", "config", "shape")):
+            if (encoder_of(ours), ours.shape) != (encoder_of(theirs), theirs.shape):
                 where = f"{first.location.root} and {reader.location.root}"
                 raise UsageError(
                     f"features {name!r} are of different encoders or settings in {where}; compute them alike"

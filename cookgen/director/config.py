@@ -76,6 +76,10 @@ class HeadConfig:
         if self.kind == "regression" and self.components != 4:
             raise ValueError(f"components={self.components}: of kind=mixture; leave it 4")
 
+    def image_size(self, num_tokens: int) -> int:
+        """Tokens that a step's image takes in a sequence: z, its queries, <image> and </image>. num_tokens: of z."""
+        return num_tokens * (2 if self.readout == "queries" else 1) + 2
+
 
 @dataclass(frozen=True)
 class SequenceConfig:

@@ -87,16 +87,17 @@ class Vocabulary:
 
 def query_text(narrative: Narrative) -> str:
     """What the user would have asked: the title where it asks so already, else "How to cook" and the dish."""
-    for text in (narrative.title, narrative.topic):
-        if text and text.lower().startswith("how to "):
+    title, topic = (" ".join((text or "").split()) for text in (narrative.title, narrative.topic))
+    for text in (title, topic):
+        if text.lower().startswith("how to "):
             return as_question(text)
-    dish = narrative.topic or narrative.title
+    dish = topic or title
     return f"How to cook {dish}?" if dish else "How to cook this?"
 
 
 def as_question(text: str) -> str:
     """The text with one question mark at its end."""
-    return text.rstrip("?. ") + "?"
+    return text.rstrip("?!. ") + "?"
 
 
 def query_ids(tokenizer: Any, query: str) -> list[int]:
@@ -283,11 +284,14 @@ class NarrativeInputs:
         learns_text: bool,
         ends: bool,
     ) -> Prepared:
-        """Whole steps, as many as fit, then the next document with the rest."""
+        """Whole steps, as many as fit, then the next document with the rest.
+
+        The texts of a later document's first step are given, not learned: nobody shall learn to begin in the middle.
+        """
         num_tokens, width = self.z_shape
         limit = self.config.sequence.max_length
         head = len(query) + (0 if references is None else len(references) * (num_tokens + 2)) + 1  # 1: <stop>
-        image = 0 if z is None else num_tokens * (2 if self.config.head.readout == "queries" else 1) + 2
+        image = 0 if z is None else self.config.head.image_size(num_tokens)
         pieces: list[list[int]] = []
         used, num_dropped = limit, 0
         for index, step in enumerate(steps):
@@ -309,11 +313,12 @@ class NarrativeInputs:
             for index in piece:
                 is_last = index == piece[-1]
                 learned = self.config.sequence.supervise_first or index != piece[0]
+                is_middle = index == piece[0] != pieces[0][0]
                 reads = learned and (self.config.sequence.supervision == "every" or is_last)
                 writer.step(
                     steps[index],
                     None if z is None else z[index],
-                    learned=learned and learns_text,
+                    learned=learned and learns_text and not is_middle,
                     read=self.config.head.readout if reads else "",
                 )
             if ends and piece[-1] == len(steps) - 1:

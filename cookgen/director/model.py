@@ -33,10 +33,11 @@ class Embeddings:
     scale: float
 
     def __post_init__(self) -> None:
-        if len(self.mean) != self.width or not self.scale > 0 or not all(map(math.isfinite, (*self.mean, self.scale))):
+        is_finite = all(map(math.isfinite, (*self.mean, self.scale)))
+        if self.num_tokens < 1 or len(self.mean) != self.width or not self.scale > 0 or not is_finite:
             raise ShapeError(
-                f"embeddings of width {self.width}: {len(self.mean)} means, scale {self.scale}; a finite mean for each "
-                "channel and a scale above 0 are needed"
+                f"embeddings of {self.num_tokens} tokens of width {self.width}: {len(self.mean)} means, scale "
+                f"{self.scale}; a token, a finite mean for each channel and a scale above 0 are needed"
             )
 
 

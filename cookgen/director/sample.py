@@ -208,7 +208,7 @@ class _Writer:
         self._fields = sequence.fields
         self._image_size = 0
         if director.head is not None:
-            self._image_size = director.num_tokens * (2 if director.config.head.readout == "queries" else 1) + 2
+            self._image_size = director.config.head.image_size(director.num_tokens)
         self._generator = torch.Generator().manual_seed(sampling.seed)
         self._processors: list[Any] = []
         if sampling.temperature:

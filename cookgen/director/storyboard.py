@@ -8,6 +8,7 @@ when all is. Shapes: S steps, C clips, N tokens an image, W width of z.
 from __future__ import annotations
 
 import base64
+import contextlib
 import hashlib
 import io
 import json
@@ -31,9 +32,10 @@ from cookgen.director.sample import Sampling, Written, WrittenStep
 from cookgen.director.weights import Encoded, LoadedDirector
 from cookgen.errors import InputError, OutputError, UnknownNameError, UsageError
 from cookgen.files import canonical_json, explained, write_atomic
-from cookgen.records import Features
+from cookgen.records.features import encoder_of
 
 FORMAT = "cookgen/storyboard/1"
+_GENERATOR = f'<meta name="generator" content="{FORMAT}">'
 _Z_FILE = re.compile(r"\d{3,}\.npy")
 _FOLDER = Path(__file__).parent
 _PICTURE_PX = 480
@@ -110,7 +112,7 @@ def check_out(out: Path) -> None:
         names <= {"storyboard.json", "index.html", "z"}
         and not (out / "z").is_symlink()
         and all(_Z_FILE.fullmatch(name) or name.startswith(".tmp-") for name in z_files)
-        and ("z" in names or _is_storyboard(out / "storyboard.json"))
+        and ("z" in names or _is_storyboard(out / "storyboard.json") or _is_page(out / "index.html"))
     )
     if names and not is_ours:
         raise OutputError(f"{out}: holds something else than a storyboard. Choose another --out, or empty it")
@@ -138,7 +140,7 @@ def open_keyframes(shards: str | Path, loaded: LoadedDirector) -> list[Narrative
     if not narratives:
         raise InputError(f"{shards}: the set holds no clips; give one that does")
     found = narratives[0].reader.sidecars[features.name].features
-    if _encoder_of(found) != _encoder_of(features):
+    if encoder_of(found) != encoder_of(features):
         raise InputError(
             f"{shards}: its features {features.name!r} are of {found.model}@{found.revision} with "
             f"{canonical_json(found.config)}, the director's z of {features.model}@{features.revision} with "
@@ -167,10 +169,6 @@ def nearest_keyframes(steps: Sequence[WrittenStep], narratives: Sequence[Narrati
         Nearest(narratives[number].steps[clip], float(cosine))
         for (number, clip), cosine in zip(places, cosines_S, strict=True)
     ]
-
-
-def _encoder_of(found: Encoded | Features) -> tuple[Any, ...]:
-    return found.model, found.revision, {name: value for name, value in found.config.items() if name != "about"}
 
 
 def _unit(z: NDArray[Any]) -> NDArray[np.float32]:
@@ -204,6 +202,13 @@ def _is_storyboard(path: Path) -> bool:
     except (OSError, ValueError, RecursionError):
         return False
     return isinstance(values, dict) and values.get("format") == FORMAT
+
+
+def _is_page(path: Path) -> bool:
+    """Whether it is the page of a storyboard whose writing ended before its storyboard.json."""
+    with contextlib.suppress(OSError), path.open("rb") as stream:
+        return _GENERATOR.encode() in stream.read(1000)
+    return False
 
 
 def _page(

@@ -21,11 +21,12 @@ from cookgen.director.weights import (
     architecture_of,
     load_language_model,
     load_tokenizer,
+    origin_of,
     save_description,
 )
 from cookgen.errors import ShapeError, UsageError
-from cookgen.modelstore import identity
 from cookgen.records import Features
+from cookgen.records.features import encoder_of
 
 if TYPE_CHECKING:
     from cookgen.dataset.torch_loader import Loader
@@ -69,10 +70,11 @@ class DirectorTask:
     @property
     def made_of(self) -> dict[str, Any]:
         """Whose features and weights these are: other ones make it another run."""
-        language_model, found = self._config.language_model, self._features
+        found = self._features
+        encoder = None if found is None else dict(zip(("model", "revision", "config"), encoder_of(found), strict=True))
         return {
-            "language_model": "random" if language_model.random else identity(language_model.name),
-            "features": found and {"model": found.model, "revision": found.revision, "config": found.config},
+            "language_model": origin_of(self._config.language_model),
+            "features": found and encoder and {**encoder, "shape": list(found.shape)},
         }
 
     @property

@@ -12,7 +12,7 @@ from typing import Any
 
 import torch
 from huggingface_hub.errors import StrictDataclassError
-from pydantic import TypeAdapter, ValidationError
+from pydantic import TypeAdapter
 from safetensors import SafetensorError
 from safetensors.torch import load_file
 
@@ -21,13 +21,14 @@ from cookgen.director.attention import PACKED
 from cookgen.director.config import DirectorConfig, LanguageModelConfig, Shape
 from cookgen.director.model import Director, Embeddings
 from cookgen.errors import InputError, ModelError, ShapeError, UsageError, reason_of
-from cookgen.files import write_atomic
+from cookgen.files import file_sha256, write_atomic
 from cookgen.modelstore import ResolvedModel, identity, resolve
 from cookgen.pretrained import LIBRARY_ERRORS, model_errors
 
 DESCRIPTION = "director.json"
 _ARCHITECTURE = "language_model"
 _TOKENIZER = "tokenizer"
+_LOCAL = {"local_files_only": True, "trust_remote_code": False}  # a folder's own code is never run, nor asked about
 
 # Sizes of the language models that the presets are for: model type and what its configuration says.
 _SHAPES: Mapping[Shape, tuple[str, dict[str, Any]]] = {
@@ -103,7 +104,7 @@ def load_tokenizer(config: LanguageModelConfig) -> Any:
 
     folder, options = _place(_found(config))
     with model_errors(config.name):
-        return AutoTokenizer.from_pretrained(folder, local_files_only=True, **options)
+        return AutoTokenizer.from_pretrained(folder, **_LOCAL, **options)
 
 
 def shape_of(shape: Shape) -> Any:
@@ -120,19 +121,31 @@ def architecture_of(config: LanguageModelConfig) -> Any:
 
 
 def empty_language_model(config: LanguageModelConfig) -> Any:
-    """The model without storage (on torch's meta device), LoRA in place: for counting. Reads no weights."""
+    """The model without storage (on torch's meta device), LoRA in place: for counting.
+
+    Reads no weights, and of a named shape no file: --plan comes before a download.
+    """
+    architecture = _architecture(config) if config.shape == "checkpoint" else shape_of(config.shape)
     with torch.device("meta"):
-        return _adapted(_from_architecture(_architecture(config), dtype=torch.float32), config)
+        return _adapted(_from_architecture(architecture, dtype=torch.float32), config)
+
+
+def origin_of(config: LanguageModelConfig) -> str:
+    """What the weights are: the model's id@revision, or "random"."""
+    if config.random:
+        return "random"
+    _check_named(config)
+    return identity(config.name)
 
 
 def _architecture(config: LanguageModelConfig) -> Any:
     from transformers import AutoConfig
 
-    if config.random or (config.shape != "checkpoint" and not config.name):
+    if config.random:
         return shape_of(config.shape)
     folder, options = _place(_found(config))
     with model_errors(config.name):
-        return AutoConfig.from_pretrained(folder, local_files_only=True, **options)
+        return AutoConfig.from_pretrained(folder, **_LOCAL, **options)
 
 
 @dataclass(frozen=True)
@@ -169,13 +182,12 @@ def save_description(
     features: Encoded | None,
 ) -> None:
     """Writes what a checkpoint needs beside its weights: director.json, the tokenizer, the language model's shape."""
-    name = director_config.language_model.name
     values = {
         "config": to_values(director_config),
         "embeddings": None if embeddings is None else asdict(embeddings),
         "features": None if features is None else asdict(features),
         "dtype": str(language_model.get_input_embeddings().weight.dtype).removeprefix("torch."),  # LoRA's frozen base
-        "language_model": "random" if director_config.language_model.random else identity(name),
+        "language_model": origin_of(director_config.language_model),
     }
     # Not canonical JSON: it would round the means of z.
     write_atomic(folder / DESCRIPTION, json.dumps(values, sort_keys=True, allow_nan=False))
@@ -200,28 +212,34 @@ def load_director(checkpoint: Path, *, use_ema: bool = True) -> LoadedDirector:
         base, dtype = str(values["language_model"]), values["dtype"]
         if dtype not in ("float32", "bfloat16"):
             raise ValueError(f"dtype {dtype!r}")
-        step = int(json.loads((folder / "state.json").read_bytes())["step"])
-        tokenizer = AutoTokenizer.from_pretrained(folder / _TOKENIZER, local_files_only=True)
-        architecture = AutoConfig.from_pretrained(folder / _ARCHITECTURE, local_files_only=True)
+        state = json.loads((folder / "state.json").read_bytes())
+        step = int(state["step"])
+        tokenizer = AutoTokenizer.from_pretrained(folder / _TOKENIZER, **_LOCAL)
+        architecture = AutoConfig.from_pretrained(folder / _ARCHITECTURE, **_LOCAL)
         averaged = folder / "ema.safetensors"
-        weights = load_file(averaged if use_ema and averaged.is_file() else folder / "model.safetensors")
-    except (*LIBRARY_ERRORS, SafetensorError, StrictDataclassError, ValidationError, ShapeError) as error:
+        chosen = averaged if use_ema and averaged.is_file() else folder / "model.safetensors"
+        for name, expected in dict(state.get("sha256s", {})).items():
+            if name in (DESCRIPTION, chosen.name) and file_sha256(folder / name) != expected:
+                raise ValueError(f"{name}: its sha256 is not {expected}, which state.json lists")
+        weights = load_file(chosen)
+        lora = config.language_model.lora_rank
+        if not lora:
+            language_model = _adapted(_from_architecture(architecture, dtype=torch.float32), config.language_model)
+        elif base == "random":
+            raise ValueError("LoRA over random weights, which no checkpoint holds: for benchmarks only")
+        elif (here := identity(config.language_model.name)) != base:
+            raise ModelError(
+                f"{folder}: builds on {base}, but {config.language_model.name} is {here} here; give the same files "
+                "their old place"
+            )
+        else:
+            language_model = load_language_model(config.language_model, dtype=getattr(torch, dtype))
+        director = Director(config, language_model, embeddings)
+    except (*LIBRARY_ERRORS, OverflowError, SafetensorError, StrictDataclassError, ShapeError) as error:
         raise InputError(
             f"{folder}: not a whole checkpoint of a director ({reason_of(error)}). "
             "Give the run's folder, or one of its checkpoints/step-…"
         ) from error
-    if config.language_model.lora_rank:
-        if base == "random":
-            raise InputError(f"{folder}: LoRA over random weights, which no checkpoint holds: for benchmarks only")
-        if identity(config.language_model.name) != base:
-            raise ModelError(
-                f"{folder}: builds on {base}, but {config.language_model.name} is "
-                f"{identity(config.language_model.name)} here; give the same files their old place"
-            )
-        language_model = load_language_model(config.language_model, dtype=getattr(torch, dtype))
-    else:
-        language_model = _adapted(_from_architecture(architecture, dtype=torch.float32), config.language_model)
-    director = Director(config, language_model, embeddings)
     try:
         missing, unexpected = director.load_state_dict(weights, strict=False)
     except RuntimeError as error:
@@ -244,7 +262,7 @@ def checkpoint_folder(path: Path) -> Path:
     if best.is_file():
         try:
             step = int(json.loads(best.read_bytes())["step"])
-        except (ValueError, KeyError, TypeError) as error:
+        except (OSError, ValueError, KeyError, TypeError, OverflowError, RecursionError) as error:
             raise InputError(f"{best}: not readable ({reason_of(error)}); give one of {path}/checkpoints") from error
         found = [item for item in found if item.name == f"step-{step:08d}"] or found
     if not found:
@@ -256,12 +274,16 @@ def checkpoint_folder(path: Path) -> Path:
 
 
 def _found(config: LanguageModelConfig) -> ResolvedModel:
+    _check_named(config)
+    return resolve(config.name)
+
+
+def _check_named(config: LanguageModelConfig) -> None:
     if not config.name:
         raise UsageError(
             "model.language-model.name: this preset has no weights of its own; name a folder or a repository of the "
             "hub at a commit, organisation/name@<40 hex digits>"
         )
-    return resolve(config.name)
 
 
 def _place(found: ResolvedModel) -> tuple[Path, dict[str, Any]]:
@@ -275,14 +297,14 @@ def _pretrained(found: ResolvedModel, dtype: torch.dtype) -> Any:
     from transformers import AutoConfig, AutoModelForCausalLM, AutoModelForImageTextToText, GgufConfig
 
     folder, options = _place(found)
-    architecture = AutoConfig.from_pretrained(folder, local_files_only=True, **options)
+    architecture = AutoConfig.from_pretrained(folder, **_LOCAL, **options)
     if "gguf_file" in options:
         options["quantization_config"] = GgufConfig(dequantize=True)
     kind = AutoModelForCausalLM
     if architecture.get_text_config() is not architecture:
         kind = AutoModelForImageTextToText
     with contextlib.redirect_stderr(io.StringIO()):  # the progress bar of converting GGUF heeds no setting
-        model = kind.from_pretrained(folder, dtype=dtype, local_files_only=True, **options)
+        model = kind.from_pretrained(folder, dtype=dtype, **_LOCAL, **options)
     return _language_part(model)
 
 

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Any, ClassVar, Literal
+import json
+from collections.abc import Mapping
+from typing import Annotated, Any, ClassVar, Literal, Protocol
 
-from pydantic import Field, PositiveInt
+from pydantic import Field, PositiveInt, field_validator
 
 from cookgen.records.record import Record
 
@@ -30,3 +32,25 @@ class Features(Record):
     config: dict[str, Any]  # the encoder's kind and all its settings that change what comes out
     sha256s: dict[str, Sha256]  # of the sidecar's tar file
     of_shards: dict[str, Sha256]  # of the shard that it was computed from
+
+    @field_validator("config")
+    @classmethod
+    def _is_plain(cls, config: dict[str, Any]) -> dict[str, Any]:
+        json.dumps(config, allow_nan=False)
+        return config
+
+
+class Encoding(Protocol):
+    """Of which encoder some arrays are."""
+
+    @property
+    def model(self) -> str: ...
+    @property
+    def revision(self) -> str: ...
+    @property
+    def config(self) -> Mapping[str, Any]: ...
+
+
+def encoder_of(found: Encoding) -> tuple[str, str, dict[str, Any]]:
+    """Model, revision and settings: what the arrays hang on, besides the shards. `about` is words for people."""
+    return found.model, found.revision, {name: value for name, value in found.config.items() if name != "about"}

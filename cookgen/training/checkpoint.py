@@ -313,10 +313,10 @@ def _sync(path: Path) -> None:
 
 @contextmanager
 def _as_os_error() -> Iterator[None]:
-    """What safetensors says of the disk, as the operating system's own error."""
+    """What safetensors and tokenizers, who have errors of their own, say of the disk, as the operating system's."""
     try:
         yield
-    except SafetensorError as error:
+    except Exception as error:  # tokenizers raises nothing narrower
         number = re.search(r"\(os error (\d+)\)", str(error))
         if number is None:
             raise

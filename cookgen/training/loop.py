@@ -177,7 +177,7 @@ class _Run:
     def go_on(self, signals: Sequence[int]) -> Summary:
         """Makes the updates that are left, or those until it is told to stop."""
         config, first = self.config, self.step
-        peak = peak_flops(self.device, config.peak_tflops)
+        peak = peak_flops(self.device, config.peak_tflops, precision=config.precision)
         if peak is not None:
             self.tell(f"MFU = operations of forward and backward / (seconds x {peak / 1e12:,.0f} TFLOP/s a device)")
         meter = Meter(None if peak is None else peak * num_ranks())
@@ -186,8 +186,8 @@ class _Run:
         while self.step < config.steps:
             started, self.waited_s = time.perf_counter(), 0.0
             batches, share = self._fetch(stream, config.accumulation, stop=bool(signals))
-            record = self._update(batches, share.counts)
             self.left_out.update(share.left_out)
+            record = self._update(batches, share.counts)
             took_s = time.perf_counter() - started
             meter.add(seconds=took_s, wait_s=self.waited_s, tokens=share.num_tokens, flops=share.flops)
             is_last = self.step == config.steps
@@ -254,6 +254,7 @@ class _Run:
     def _update(self, batches: Sequence[Batch], counts: Mapping[str, int]) -> dict[str, Any]:
         """One update of the weights; what is to be said of it."""
         names = sorted(counts)
+        self._check_counts("train", counts, self.left_out)
         # Gradients are averaged over ranks, hence their number. A term without a count weighs 0, yet keeps its graph:
         # every rank's every backward pass reaches every parameter.
         scales = {
@@ -289,6 +290,7 @@ class _Run:
         self._seed(_VALIDATION_STREAM)
         loader.load_state_dict(self.valid_start)
         counts: Counter[str] = Counter()
+        left_out: Counter[str] = Counter()
         totals: dict[str, Tensor] = {}
         stream = iter(loader)
         self.model.eval()
@@ -296,12 +298,14 @@ class _Run:
             for _ in range(len(loader)):
                 batches, share = self._fetch(stream, 1)
                 counts.update(share.counts)
+                left_out.update(share.left_out)
                 names = sorted(share.counts)
                 _, values = self._forward(batches[0], names)
                 totals = {name: totals.get(name, 0) + value for name, value in zip(names, values, strict=True)}
         self.model.train()
         checkpoint.set_rng_state(rng, self.device)
         names = sorted(counts)
+        self._check_counts("valid", counts, left_out)
         loss, terms = self._means(torch.stack([totals[name] for name in names]), names, counts)
         self._check_finite(self.step, {f"{name} in validation": value for name, value in terms.items()})
         seconds = time.perf_counter() - started
@@ -315,6 +319,14 @@ class _Run:
         values = dict(zip(names, totals.tolist(), strict=True))
         terms = {name: value / counts[name] for name, value in values.items() if counts[name]}
         return sum(weight * terms[name] for name, weight in self.loss_weights.items() if name in terms), terms
+
+    def _check_counts(self, role: Role, counts: Mapping[str, int], left_out: Mapping[str, int]) -> None:
+        """Raises InputError where there is nothing to learn or to measure; on all ranks alike."""
+        if not any(counts[name] for name in self.loss_weights):
+            raise InputError(
+                f"{self.task.name}: nothing to learn in what was read of the {role} split; left out so far: "
+                f"{json.dumps(left_out)}. Let longer items in (max_length), or give other data"
+            )
 
     def _check_finite(self, step: int, values: Mapping[str, float]) -> None:
         """Raises ModelError on all ranks alike: they have the same values."""

@@ -71,9 +71,10 @@ class Report:
     def __exit__(self, *_: object) -> None:
         if self._live:
             self._live.stop()
-        for tracker in self._trackers:
-            tracker.finish()
-        self._file.close()
+        with explained(self._path):
+            for tracker in self._trackers:
+                tracker.finish()
+            self._file.close()
 
     def add(self, record: Record) -> None:
         """Writes a record and shows it. Raises OutputError where the disk is full."""

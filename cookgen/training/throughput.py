@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
 import resource
-import sys
 from dataclasses import dataclass
+from pathlib import Path
 
 import torch
 
@@ -49,8 +50,10 @@ def peak_memory_bytes(device: torch.device) -> int:
     """The most memory taken so far: on a GPU what torch allocated there, else what was resident of this process."""
     if device.type == "cuda":
         return torch.cuda.max_memory_allocated(device)
-    most = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-    return most if sys.platform == "darwin" else most * 1024  # Linux counts KiB
+    with contextlib.suppress(OSError):  # Linux, whose ru_maxrss also counts the process that started this one
+        status = Path("/proc/self/status").read_text()
+        return int(status.partition("VmHWM:")[2].split()[0]) * 1024
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
 
 
 @dataclass

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import re
+import shutil
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -23,7 +24,8 @@ from cookgen.config import known_names
 from cookgen.director.model import Director
 from cookgen.director.task import DirectorTask
 from cookgen.director.weights import load_director
-from cookgen.train import DirectorRun, main, seed_x_7b, train_director
+from cookgen.errors import InputError, UsageError
+from cookgen.train import DirectorRun, ensure_features, main, seed_x_7b, train_director
 from tests.conftest import ROOT
 from tests.cookgen.director.narratives import byte_tokenizer, language_model
 from tests.shardset import Story, add_features, make_set
@@ -176,6 +178,27 @@ def test_another_base_is_another_run(
     assert "lora_rank was 4, is 8" in capsys.readouterr().err
 
 
+def test_nothing_to_learn_is_an_error(shards: Path, own: Path, tmp_path: Path) -> None:
+    run = small(shards, own, tmp_path / "run")
+    short = replace(run, model=replace(run.model, sequence=replace(run.model.sequence, max_length=16)))
+    with pytest.raises(InputError, match=r"nothing to learn .* train split.*steps_too_long"):
+        train_director(short, lambda text: None)
+
+
+def test_features_are_those_that_were_asked_for(shards: Path, tmp_path: Path) -> None:
+    """By setting and by model, whatever the features are called."""
+    with pytest.raises(UsageError, match="of no encoder here; leave --encoder-model out"):
+        ensure_features(shards, "tiny", "organisation/name", ())
+    shards = Path(shutil.copytree(shards, tmp_path / "set"))
+    listing = shards / "features/tiny/features.json"
+    listing.write_text(json.dumps(json.loads(listing.read_text()) | {"config": {"kind": "conse", "num_tokens": 4}}))
+    with pytest.raises(UsageError, match="its num_tokens is 4, --encoder-settings says num_tokens=64"):
+        ensure_features(shards, "tiny", None, ("num_tokens=64",))
+    ensure_features(shards, "tiny", None, ("num_tokens=4", "else=1"))
+    with pytest.raises(UsageError, match="conse has models of its own"):
+        ensure_features(shards, "tiny", "organisation/name", ())
+
+
 def options(shards: Path, own: Path, out: Path) -> list[str]:
     """`small` as a user writes it."""
     text = f"""director --preset seed-x-7b --shards {shards} --out {out} --features tiny --encoder-settings
@@ -224,6 +247,14 @@ def test_two_sharded_ranks(shards: Path, own: Path, tmp_path: Path) -> None:
     assert all(weight.any() for name, weight in loaded.director.named_parameters() if "lora_B" in name)
 
 
+def test_contradictions_are_told_in_one_line(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["director", "--training.steps", "10"]) == 2
+    said = capsys.readouterr().err
+    assert said.startswith("error: training: warmup_steps=20: more than steps=10") and said.count("\n") == 1
+    assert main(["director", "--num-ranks", "4"]) == 2
+    assert "--launcher ray" in capsys.readouterr().err
+
+
 def test_help_has_a_word_on_every_option(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("COLUMNS", "400")  # the text in one line below the option
     assert main(["director", "--help"]) == 0
@@ -233,6 +264,13 @@ def test_help_has_a_word_on_every_option(capsys: pytest.CaptureFixture[str], mon
     settings = {"--" + name.replace("_", "-") for name in known_names(seed_x_7b())}
     assert told.keys() == settings | {"-h", "--preset", "--plan", "--launcher", "--ray-address", "--num-ranks"}
     assert [name for name, text in told.items() if not re.match(r"[^\s(]", text)] == []  # no more than "(default: …)"
+
+
+def test_a_plan_comes_before_a_download(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("huggingface_hub.snapshot_download", lambda *args, **options: pytest.fail("downloads"))
+    name = "Qwen/Qwen2.5-7B@" + "0" * 40
+    assert main(["director", "--preset", "qwen2.5-7b", "--model.language-model.name", name, "--plan"]) == 0
+    assert "parameters: 7,6" in capsys.readouterr().out
 
 
 @pytest.mark.parametrize(

@@ -195,6 +195,15 @@ def test_a_story_is_cut_between_steps_and_each_part_has_the_question() -> None:
     assert prepared.left_out == {"steps_too_long": 0, "narratives_cut": 1}
 
 
+def test_no_part_of_a_story_learns_to_begin_in_the_middle() -> None:
+    """The first step's texts of a later part are given; its z, and all that follows, is learned."""
+    prepared = inputs(DirectorConfig(sequence=SequenceConfig(max_length=100)))(tale(6, seed=1))
+    for number, document in enumerate(prepared.documents):
+        (first,) = np.flatnonzero(document.ids == NUM_WORDS + MARKS.index("<image>"))[:1]
+        assert (document.labels[: first - 1] != IGNORE).any() == (number == 0)
+        assert len(document.read) == len(document.fed)
+
+
 @pytest.mark.parametrize("readout", ["queries", "next_token"])
 def test_a_sequence_is_filled_to_its_last_token(readout: Any) -> None:
     config, story = DirectorConfig(head=HeadConfig(readout=readout)), tale(3, seed=1)
@@ -338,6 +347,7 @@ def test_a_tokenizer_that_ends_texts_does_not_end_the_question() -> None:
         (None, "Pad Thai", "How to cook Pad Thai?"),
         (None, None, "How to cook this?"),
         ("", "", "How to cook this?"),
+        (" How to\n make   soup ?!", " \t", "How to make soup?"),
     ],
 )
 def test_the_question_is_what_a_user_would_ask(title: str | None, topic: str | None, expected: str) -> None:

@@ -222,6 +222,17 @@ def test_a_folder_of_something_else_is_left_alone(names: list[str], tmp_path: Pa
     assert all((tmp_path / name).read_text() == "mine" for name in names)
 
 
+def test_a_page_without_its_json_is_written_again(tmp_path: Path) -> None:
+    """A director of texts alone: what a full disk or a kill leaves is the page."""
+    loaded = tiny.make_checkpoint(task="action-caption")
+    written = Written("How to make soup?", (WrittenStep({"action": "Stir"}, {"action": (1,)}, None, ()),), "stop", ())
+    write_storyboard(tmp_path, written, loaded, Sampling())
+    (tmp_path / "storyboard.json").unlink()
+    check_out(tmp_path)
+    write_storyboard(tmp_path, written, loaded, Sampling())
+    assert (tmp_path / "storyboard.json").is_file()
+
+
 def test_outputs_that_cannot_be(tmp_path: Path) -> None:
     (tmp_path / "file").write_text("mine")
     with pytest.raises(OutputError, match=r"Choose another --out"):

@@ -27,6 +27,7 @@ from cookgen.director.weights import (
     save_description,
 )
 from cookgen.errors import CookgenError, InputError, ModelError, UnknownNameError, UsageError
+from cookgen.files import file_sha256
 from tests.cookgen.director.narratives import (
     ARCHITECTURES,
     NUM_WORDS,
@@ -384,6 +385,20 @@ DAMAGE: dict[str, Callable[[Path], Any]] = {
     "the task is unknown": edit({"config.sequence.task": "dance"}),
     "the head is another": edit({"config.head.kind": "mixture"}),
     "the configuration is a text": edit({"config": "x"}),
+    "z has no tokens": edit({"embeddings.num_tokens": -9}),
+    "z has more tokens than there is memory": edit({"embeddings.num_tokens": 10**13}),
+    "the step is endless": write("state.json", b'{"step": Infinity}'),
+    "the digests are a list": write("state.json", b'{"step": 7, "sha256s": [1]}'),
+    "the language model sees": write("language_model/config.json", b'{"model_type": "vit"}'),
+    "the language model is unheard of": write(
+        "language_model/config.json", json.dumps({"model_type": "llama", **SMALL, "hidden_act": "shout"}).encode()
+    ),
+    "the language model is less than nothing": write(
+        "language_model/config.json", json.dumps({"model_type": "llama", **SMALL, "hidden_size": -8}).encode()
+    ),
+    "the language model brings code": write(
+        "language_model/config.json", json.dumps({"model_type": "own", "auto_map": {"AutoConfig": "own.Own"}}).encode()
+    ),
     "no language model is described": lambda place: write("language_model/config.json", b'{"model_type": "x"}')(place),
     "the language model is another": lambda place: write(
         "language_model/config.json", (json.dumps({"model_type": "llama", **SMALL})).encode()
@@ -397,6 +412,18 @@ def test_a_damaged_checkpoint_is_refused_by_its_name(damage: str, checkpoint: Pa
     with pytest.raises(InputError, match="step-00000007: ") as caught:
         load_director(checkpoint)
     assert len(str(caught.value)) < 900
+
+
+def test_a_flipped_bit_is_found(checkpoint: Path) -> None:
+    """Where state.json lists digests, as training's does."""
+    path = checkpoint / "model.safetensors"
+    listed = {"step": 7, "sha256s": {path.name: file_sha256(path), "optimizer.safetensors": "not read here"}}
+    (checkpoint / "state.json").write_text(json.dumps(listed))
+    assert load_director(checkpoint).step == 7
+    whole = path.read_bytes()
+    path.write_bytes(whole[:-1] + bytes([whole[-1] ^ 1]))
+    with pytest.raises(InputError, match=r"model\.safetensors: its sha256 is not"):
+        load_director(checkpoint)
 
 
 def test_a_checkpoint_may_be_moved(checkpoint: Path, tmp_path: Path) -> None:
@@ -414,7 +441,9 @@ def test_a_run_means_its_best_checkpoint_and_without_one_its_last(checkpoint: Pa
     assert checkpoint_folder(run).name == "step-00000012"
 
 
-@pytest.mark.parametrize("content", ["", "[]", '{"step": null}', '{"step": "x"}', '{"loss": 1}'])
+@pytest.mark.parametrize(
+    "content", ["", "[]", '{"step": null}', '{"step": "x"}', '{"loss": 1}', '{"step": Infinity}', "[" * 100_000]
+)
 def test_a_damaged_best_is_refused(content: str, checkpoint: Path) -> None:
     run = checkpoint.parents[1]
     (run / "best.json").write_text(content)

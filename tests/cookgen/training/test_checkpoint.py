@@ -9,7 +9,7 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from cookgen.errors import InputError
+from cookgen.errors import InputError, OutputError
 from cookgen.training import checkpoint
 from cookgen.training.checkpoint import State, Validation
 from tests.cookgen.training.tinytask import curve, run
@@ -94,6 +94,16 @@ def test_an_older_one_goes_only_when_the_next_is_whole(tmp_path: Path) -> None:
     with pytest.raises(InputError, match="no tokenizer"):
         checkpoint.save(tmp_path, state(2), {}, fail, keep_last=1, best_step=None)
     assert [path.name for path in tmp_path.iterdir()] == ["step-00000001"]
+
+
+def test_a_tokenizer_that_finds_the_disk_full(tmp_path: Path) -> None:
+    """tokenizers says so in a bare Exception."""
+
+    def fail(folder: Path) -> None:
+        raise Exception("File too large (os error 27)")
+
+    with pytest.raises(OutputError, match="File too large"):
+        checkpoint.save(tmp_path, state(1), {}, fail, keep_last=1, best_step=None)
 
 
 def test_random_numbers_go_on(tmp_path: Path) -> None:

@@ -15,6 +15,8 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 
 from cookgen.errors import InputError, ModelError, OutputError, OutputInUseError, UsageError
 from cookgen.files import lock_held
+from cookgen.training.config import TrainingConfig
+from cookgen.training.report import Report
 from tests.cookgen.training.tinytask import curve, run
 
 
@@ -236,6 +238,15 @@ def test_a_tracker_that_is_not_installed(shards: Path, tmp_path: Path, monkeypat
     with pytest.raises(UsageError, match="wandb is not installed; run `pip install wandb`"):
         run(shards, tmp_path / "run", trackers=("wandb",))
     assert not (tmp_path / "run").exists()
+
+
+def test_a_full_disk_while_logging(tmp_path: Path) -> None:
+    config, told = TrainingConfig(trackers=()), {"kind": "train", "step": 1, "terms": {}}
+    report = Report(tmp_path, config, {}, title="tiny", step=0, loss_terms=(), say=print)
+    report._file.close()
+    with Path("/dev/full").open("a", encoding="utf-8") as report._file:
+        with pytest.raises(OutputError, match="No space left on device"), report:
+            report.add(told)
 
 
 def test_only_matrices_decay(shards: Path, tmp_path: Path) -> None:
