@@ -170,19 +170,19 @@ def ensure_features(shards: Path, name: str, encoder_model: str | None, encoder_
     listing = shards / "features" / name / "features.json"
     if listing.is_file():
         location = locate(shards)
-        config = open_sidecar(location, name, read_manifest(location)).features.config
+        found = open_sidecar(location, name, read_manifest(location)).features.config
         for setting in encoder_settings:
             key, _, value = setting.partition("=")
-            if key in config and str(config[key]) != value:
+            if key in found and str(found[key]) != value:
                 raise UsageError(
-                    f"{listing}: its {key} is {config[key]}, --encoder-settings says {setting}; give the other, or "
+                    f"{listing}: its {key} is {found[key]}, --encoder-settings says {setting}; give the other, or "
                     "another --features"
                 )
         if encoder_model is not None:
-            if config.get("kind") not in ENCODERS:
+            if found.get("kind") not in ENCODERS:
                 raise UsageError(f"{listing}: its features are of no encoder here; leave --encoder-model out")
-            own = [f"{key}={value}" for key, value in config.items() if key not in ("kind", "version", "about")]
-            plan_features(shards, encoder_config(config["kind"], model=encoder_model, settings=own), name=name)
+            own = [f"{key}={value}" for key, value in found.items() if key not in ("kind", "version", "about")]
+            plan_features(shards, encoder_config(found["kind"], model=encoder_model, settings=own), name=name)
         return
     if name not in ENCODERS:
         what = f"features of {shards}, nor an encoder that could compute them,"

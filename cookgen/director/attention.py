@@ -6,6 +6,7 @@ Shapes: R rows of L tokens, H hidden size.
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 from itertools import pairwise
 from typing import Any
 
@@ -32,7 +33,8 @@ def visible(batch: Batch, masked_RL: Tensor | None, *, flex: bool) -> dict[str, 
     """What a language model's forward is told of who sees whom. masked_RL: bool, tokens that no later one sees."""
     if flex:
         return {"attention_mask": _block_mask(batch, masked_RL)}
-    return {"attention_mask": dense_mask(batch, masked_RL), "document_spans": _spans(batch.documents_RL)}
+    whole = masked_RL is None  # what a document's main stream sees is all that came before
+    return {"attention_mask": dense_mask(batch, masked_RL), "documents": _documents(batch, is_causal=whole)}
 
 
 def dense_mask(batch: Batch, masked_RL: Tensor | None) -> Tensor:
@@ -61,13 +63,40 @@ def _sees(batch: Batch, masked_RL: Tensor | None, row: Tensor, query: Tensor, ke
     return sees if masked_RL is None else sees & (~masked_RL[row, key] | (key == query))
 
 
-def _spans(documents_RL: Tensor) -> list[list[tuple[int, int]]]:
-    """Where the documents of each row, and its padding, begin and end."""
-    found = []
-    for documents_L in documents_RL.cpu():
-        lengths = torch.unique_consecutive(documents_L, return_counts=True)[1]
-        found.append(list(pairwise([0, *lengths.cumsum(0).tolist()])))
+@dataclass(frozen=True)
+class _Document:
+    """A document's place in its row, `begin` to `end`, and in it: the main stream's indices, and the blocks of queries,
+    each with its begin and end and how much of the main stream comes before it."""
+
+    begin: int
+    end: int
+    main: Tensor
+    blocks: tuple[tuple[int, int, int], ...]
+    order: Tensor  # of its tokens in [main, then block after block]
+    is_causal: bool
+
+
+def _documents(batch: Batch, *, is_causal: bool) -> list[list[_Document]]:
+    """The documents of each row, and its padding."""
+    documents_RL, blocks_RL = batch.documents_RL.cpu(), batch.blocks_RL.cpu()
+    found: list[list[_Document]] = []
+    for documents_L, blocks_L in zip(documents_RL, blocks_RL, strict=True):
+        found.append([])
+        for begin, end in _runs(documents_L):
+            inside = blocks_L[begin:end]
+            main = (inside == 0).nonzero().flatten()
+            places = [(first, last) for first, last in _runs(inside) if inside[first]]
+            blocks = tuple((first, last, int((main < first).sum())) for first, last in places)
+            order = torch.cat([main, *(torch.arange(first, last) for first, last in places)]).argsort()
+            device = batch.ids_RL.device
+            found[-1].append(_Document(begin, end, main.to(device), blocks, order.to(device), is_causal))
     return found
+
+
+def _runs(numbers_L: Tensor) -> list[tuple[int, int]]:
+    """Where runs of equal numbers begin and end."""
+    lengths = torch.unique_consecutive(numbers_L, return_counts=True)[1]
+    return list(pairwise([0, *lengths.cumsum(0).tolist()]))
 
 
 def _packed(
@@ -77,27 +106,49 @@ def _packed(
     value: Tensor,
     attention_mask: Tensor | BlockMask | None,
     *,
-    document_spans: Sequence[Sequence[tuple[int, int]]] | None = None,
+    documents: Sequence[Sequence[_Document]] | None = None,
     **options: Any,
 ) -> tuple[Tensor, None]:
     """Flex attention under a block mask, SDPA under a dense one. Tensors [R, heads, L, H / heads].
 
-    With document_spans SDPA runs on each document alone: the mask hides all else, so that the work grows with the
-    documents' lengths squared, not the row's.
+    With `documents` SDPA computes little more than what is seen: of each document the main stream, then each block of
+    queries with what comes before it.
     """
     if isinstance(attention_mask, BlockMask):
         return flex_attention_forward(module, query, key, value, attention_mask, **options)[0], None
-    if document_spans is None or attention_mask is None or torch.compiler.is_compiling():
+    if documents is None or attention_mask is None or torch.compiler.is_compiling():
         return sdpa_attention_forward(module, query, key, value, attention_mask, **options)[0], None
     rows = []
-    for row, spans in enumerate(document_spans):
+    for row, row_documents in enumerate(documents):
         parts = []
-        for first, end in spans:
-            here = slice(row, row + 1), slice(None), slice(first, end)
-            mask = attention_mask[(*here, slice(first, end))]
-            parts.append(sdpa_attention_forward(module, query[here], key[here], value[here], mask, **options)[0])
+        for document in row_documents:
+            here = slice(document.begin, document.end)
+            q, k, v = (tensor[row : row + 1, :, here] for tensor in (query, key, value))
+            mask = attention_mask[row : row + 1, :, here, here]
+            parts.append(_of_document(module, q, k, v, mask, document, options))
         rows.append(torch.cat(parts, 1))
     return torch.cat(rows), None
+
+
+def _of_document(
+    module: Any, query: Tensor, key: Tensor, value: Tensor, mask: Tensor, document: _Document, options: dict[str, Any]
+) -> Tensor:
+    """SDPA of one document [1, L, heads, H / heads]."""
+    main = document.main
+    main_q, main_k, main_v = (
+        tensor.index_select(2, main) if document.blocks else tensor for tensor in (query, key, value)
+    )
+    main_mask = None if document.is_causal else mask[:, :, main][..., main]
+    parts = [sdpa_attention_forward(module, main_q, main_k, main_v, main_mask, **options)[0]]
+    for first, last, num_before in document.blocks:
+        own = slice(first, last)
+        k, v = (
+            torch.cat([before[:, :, :num_before], tensor[:, :, own]], 2)
+            for before, tensor in ((main_k, key), (main_v, value))
+        )
+        seen = torch.cat([mask[:, :, own, main[:num_before]], mask[:, :, own, own]], 3)
+        parts.append(sdpa_attention_forward(module, query[:, :, own], k, v, seen, **options)[0])
+    return torch.cat(parts, 1).index_select(1, document.order) if document.blocks else parts[0]
 
 
 AttentionInterface.register(PACKED, _packed)

@@ -519,9 +519,11 @@ def test_bf16_autocast_stays_near_float32(kind: Any, lora: bool) -> None:
         assert weight.grad is None or (weight.grad.isfinite().all() and weight.grad.dtype == torch.float32)
 
 
-def test_attention_by_document_is_that_under_the_whole_mask() -> None:
+@pytest.mark.parametrize("mask_rate", [0.0, 0.2])
+@pytest.mark.parametrize("readout", ["queries", "next_token"])
+def test_attention_in_parts_is_that_under_the_whole_mask(mask_rate: float, readout: Any) -> None:
     """Forward and backward, for rows of several documents, padded ones, and tokens that are masked away."""
-    config = DirectorConfig(regularization=RegularizationConfig(mask_rate=0.2))
+    config = DirectorConfig(head=HeadConfig(readout=readout), regularization=RegularizationConfig(mask_rate=mask_rate))
     model = director(config).train()
     batch = pack([*TALES, tale(6, seed=6)], config, max_length=300)
     assert len(batch.ids_RL) > 1
