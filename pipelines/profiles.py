@@ -7,6 +7,8 @@ from dataclasses import dataclass, replace
 
 from pipelines.serve import ServerConfig
 from pipelines.sources.demo import DemoConfig
+from pipelines.sources.howto100m import HowTo100MConfig
+from pipelines.sources.places import FetchConfig
 from pipelines.stages.actions import ActionsConfig
 from pipelines.stages.captions import CaptionsConfig
 from pipelines.stages.checks import ChecksConfig
@@ -23,6 +25,8 @@ class Config:
 
     source: str  # set by --source alone
     demo: DemoConfig = DemoConfig()
+    howto100m: HowTo100MConfig = HowTo100MConfig()
+    fetch: FetchConfig = FetchConfig()
     videos: VideosConfig = VideosConfig()
     clips: ClipsConfig = ClipsConfig()
     speech: SpeechConfig = SpeechConfig()

@@ -12,9 +12,15 @@ from cookgen.errors import InputError, UnknownNameError, UsageError
 from cookgen.files import narrative_name, write_atomic
 from cookgen.records import Reason, Reject, SourceVideo
 from pipelines.profiles import PROFILES, Config
-from pipelines.sources import demo, folder, youcook2
+from pipelines.sources import demo, folder, howto100m, youcook2
+from pipelines.sources.coverage import explain
+from pipelines.sources.fetch import fetched_folder
+from pipelines.sources.places import Missing
 
-SOURCES = (demo.NAME, folder.NAME, youcook2.NAME)
+SOURCES = (demo.NAME, folder.NAME, youcook2.NAME, howto100m.NAME)
+ANNOTATIONS = {youcook2.NAME: "youcookii_annotations_trainval.json", howto100m.NAME: "HowTo100M_v1.csv"}
+ID_LISTS = tuple(ANNOTATIONS)  # sources that name videos by id, which may be fetched
+Item = SourceVideo | Reject | Missing
 
 
 @dataclass(frozen=True)
@@ -25,6 +31,7 @@ class Request:
     out: Path
     videos: Path | None
     annotations: Path | None
+    captions: Path | None
     profile: str
     settings: tuple[str, ...]
     limit: int | None
@@ -39,7 +46,11 @@ class Request:
 
     def videos_folder(self) -> Path:
         """The folder that videos' paths are relative to."""
-        return self.videos or self.out / ".store" / "demo"
+        return self.videos or self.fetched_folder() or self.out / ".store" / "demo"
+
+    def fetched_folder(self) -> Path | None:
+        """The folder of what a run fetches itself, to which paths may be relative as well."""
+        return fetched_folder(self.out) if self.source in ID_LISTS else None
 
     def save(self) -> None:
         """Remembers the request in OUT, for `plan`, `status` and `report`."""
@@ -50,8 +61,11 @@ class Request:
         """The last request run on OUT. Raises InputError where there is none."""
         path = out / ".store" / "request.json"
         try:
-            values = json.loads(path.read_bytes())
-            paths = {name: values[name] and Path(values[name]) for name in ("out", "videos", "annotations", "ids")}
+            values = {"captions": None, **json.loads(path.read_bytes())}  # OUTs of before have none
+            paths = {
+                name: values[name] and Path(values[name])
+                for name in ("out", "videos", "annotations", "captions", "ids")
+            }
             return Request(**{**values, **paths, "settings": tuple(values["settings"])})
         except (OSError, ValueError, KeyError, TypeError) as error:
             raise InputError(f"{out}: no run has been started there; start one with `make shards OUT={out}`") from error
@@ -63,6 +77,7 @@ def request_of(
     out: Path,
     videos: Path | None = None,
     annotations: Path | None = None,
+    captions: Path | None = None,
     profile: str = "embedded",
     settings: Sequence[str] = (),
     limit: int | None = None,
@@ -76,48 +91,92 @@ def request_of(
         raise UnknownNameError("profile", profile, PROFILES)
     if source == demo.NAME and videos:
         raise UsageError("--source demo makes its own videos: leave --videos out, or use --source folder")
-    if source != demo.NAME and not videos:
+    if source == folder.NAME and not videos:
         raise UsageError(f"--source {source} needs --videos (VIDEOS=dir): the folder that holds the videos")
-    if source == youcook2.NAME and not annotations:
-        raise UsageError(
-            "--source youcook2 needs --annotations (ANNOTATIONS=file): youcookii_annotations_trainval.json"
-        )
-    if source != youcook2.NAME and annotations:
-        raise UsageError(f"--annotations belongs to --source youcook2, not to {source}")
-    if source == youcook2.NAME and annotations and not annotations.is_file():
-        raise InputError(f"{annotations}: no such file; ANNOTATIONS must name youcookii_annotations_trainval.json")
+    if source in ID_LISTS and not annotations:
+        raise UsageError(f"--source {source} needs --annotations (ANNOTATIONS=file): {ANNOTATIONS[source]}")
+    if source not in ID_LISTS and annotations:
+        raise UsageError(f"--annotations belongs to --source {' and '.join(ID_LISTS)}, not to {source}")
+    if annotations and not annotations.is_file():
+        raise InputError(f"{annotations}: no such file; ANNOTATIONS must name {ANNOTATIONS[source]}")
+    if captions and source != howto100m.NAME:
+        raise UsageError(f"--captions belongs to --source {howto100m.NAME}, not to {source}")
+    if captions and not captions.is_file():
+        raise InputError(f"{captions}: no such file; CAPTIONS must name raw_caption.json")
     if limit is not None and limit < 1:
         raise UsageError(f"--limit {limit}: must be at least 1")
-    return Request(
+    request = Request(
         source=source,
         out=out.absolute(),
         videos=videos and videos.absolute(),
         annotations=annotations and annotations.absolute(),
+        captions=captions and captions.absolute(),
         profile=profile,
         settings=tuple(settings),
         limit=limit,
         ids=ids and ids.absolute(),
     )
+    places = request.config().fetch.places
+    if places and source not in ID_LISTS:
+        raise UsageError(f"--set fetch.…: videos are fetched for {' and '.join(ID_LISTS)}, not for --source {source}")
+    if source in ID_LISTS and not videos and not places:
+        raise UsageError(
+            f"--source {source} needs --videos (VIDEOS=dir): the folder that holds the videos; or a place to fetch "
+            "them from: --set fetch.mirror=s3://…, fetch.archive=/… or fetch.ytdlp=true"
+        )
+    return request
 
 
 def list_source(request: Request, config: Config) -> Iterator[SourceVideo | Reject]:
     """What the source holds, after --ids and --limit."""
+    return without_missing(list_items(request, config), request, config)
+
+
+def without_missing(items: Sequence[Item], request: Request, config: Config) -> Iterator[SourceVideo | Reject]:
+    """The items, with a reject for each missing video that says what came of fetching it."""
+    missing = [item for item in items if isinstance(item, Missing)]
+    rejects = explain(missing, config.fetch, request.out, has_folder=request.videos is not None)
+    for item in items:
+        yield next(rejects) if isinstance(item, Missing) else item
+
+
+def list_items(request: Request, config: Config) -> list[Item]:
+    """What the source holds, after --ids and --limit, with what it names and has not.
+
+    Raises InputError where none of an id list's videos is there and none can be fetched.
+    """
     place = request.videos_folder()
-    listing: Iterator[SourceVideo | Reject]
+    listing: Iterator[Item]
     if request.source == demo.NAME:
         listing = demo.list_videos(place, config.demo)
     elif request.source == folder.NAME:
         listing = folder.list_videos(place)
     else:
         assert request.annotations is not None
-        listing = youcook2.list_videos(place, request.annotations)
+        fetched = request.fetched_folder()
+        folders = [place for place in (request.videos, fetched) if place and (place != fetched or place.is_dir())]
+        if request.source == youcook2.NAME:
+            listing = youcook2.list_videos(folders, request.annotations)
+        else:
+            listing = howto100m.list_videos(
+                folders,
+                request.annotations,
+                config.howto100m,
+                captions_folder=fetched if request.captions else None,
+            )
     items = list(listing)
+    first = items[0] if items else None
+    if isinstance(first, Missing) and not config.fetch.places and all(isinstance(item, Missing) for item in items):
+        raise InputError(
+            f"{place}: holds none of the {len(items)} videos of {request.annotations}; "
+            f"name each file by its id, for example {first.video_id}.mp4"
+        )
     if request.ids is not None:
         items = _only(items, request.source, request.ids)
-    yield from _unique(items[: request.limit])
+    return list(_unique(items[: request.limit]))
 
 
-def _unique(items: Iterable[SourceVideo | Reject]) -> Iterator[SourceVideo | Reject]:
+def _unique(items: Iterable[Item]) -> Iterator[Item]:
     """The items with names of their own: what would take another's narrative is a reject."""
     taken: set[str] = set()
     for item in items:
@@ -129,16 +188,16 @@ def _unique(items: Iterable[SourceVideo | Reject]) -> Iterator[SourceVideo | Rej
         yield item
 
 
-def _only(items: list[SourceVideo | Reject], source: str, ids_file: Path) -> list[SourceVideo | Reject]:
-    """The items with these ids; an annotated video without a file stays the reject that it is."""
+def _only(items: list[Item], source: str, ids_file: Path) -> list[Item]:
+    """The items with these ids; what is missing or a reject stays so."""
     try:
         wanted = set(ids_file.read_text(encoding="utf-8").splitlines()) - {""}
     except (OSError, ValueError) as error:
         raise InputError(f"--ids {ids_file}: cannot be read ({error}); it holds one video id a line") from error
     names = {narrative_name(source, video_id): video_id for video_id in wanted}
 
-    def id_of(item: SourceVideo | Reject) -> str | None:
-        return item.video_id if isinstance(item, SourceVideo) else names.get(item.narrative or "")
+    def id_of(item: Item) -> str | None:
+        return names.get(item.narrative or "") if isinstance(item, Reject) else item.video_id
 
     found = [item for item in items if id_of(item) in wanted]
     missing = sorted(wanted - {id_of(item) for item in found})

@@ -160,6 +160,15 @@ def video_paths(folder: Path) -> Iterator[str]:
     yield from sorted(found)
 
 
+def files_by_stem(folders: Iterable[Path]) -> dict[str, tuple[Path, str]]:
+    """Each video file's folder and path in it, by its name without suffix: of the first folder, in path order."""
+    files: dict[str, tuple[Path, str]] = {}
+    for folder in folders:
+        for path in video_paths(folder):
+            files.setdefault(PurePosixPath(path).stem, (folder, path))
+    return files
+
+
 def _without_suffix(path: str) -> str:
     return PurePosixPath(path).with_suffix("").as_posix()
 

@@ -1,22 +1,23 @@
-"""The `youcook2` source: the official annotation JSON and a folder of videos named by id.
+"""The `youcook2` source: the official annotation JSON and folders of videos named by id.
 
-Videos may lie anywhere below the folder (the official archive has training/101/ID.mp4). An annotated video that is
-not there is the reject `video_missing`; a video that is not annotated is none of this source's.
+Videos may lie anywhere below a folder (the official archive has training/101/ID.mp4). An annotated video that is not
+there is `Missing`; a video that is not annotated is none of this source's.
 """
 
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator
-from pathlib import Path, PurePosixPath
+from collections.abc import Iterator, Sequence
+from pathlib import Path
 from typing import Annotated, Any
 
 from pydantic import BaseModel, Field, ValidationError
 
 from cookgen.errors import InputError
 from cookgen.files import narrative_name
-from cookgen.records import Reason, Reject, Segment, SourceVideo
-from pipelines.sources.folder import source_video, video_paths
+from cookgen.records import Reject, Segment, SourceVideo
+from pipelines.sources.folder import files_by_stem, source_video
+from pipelines.sources.places import Missing
 
 NAME = "youcook2"
 SPLITS = {"training": "train", "validation": "val", "testing": "test"}  # YouCook2's subsets, as splits
@@ -34,35 +35,23 @@ class _Entry(BaseModel):
     recipe_type: str | None = None
 
 
-def list_videos(folder: Path, annotations: Path) -> Iterator[SourceVideo | Reject]:
+def list_videos(folders: Sequence[Path], annotations: Path) -> Iterator[SourceVideo | Reject | Missing]:
     """Every annotated video, in the order of its id. `annotations` is youcookii_annotations_trainval.json or its like.
 
-    Raises InputError where the file is missing or is not in YouCook2's form (naming the entry and the field), or the
-    folder holds none of the annotated videos.
+    The first folder that holds a video counts, and in it the first in path order. Raises InputError where the file is
+    missing or is not in YouCook2's form (naming the entry and the field), or a folder cannot be listed.
     """
     entries = _read(annotations)
-    paths: dict[str, str] = {}
-    for path in video_paths(folder):
-        paths.setdefault(PurePosixPath(path).stem, path)  # the first in path order, where an id is there twice
-    if not paths.keys() & entries.keys():
-        raise InputError(
-            f"{folder}: holds none of the {len(entries)} videos of {annotations.name}; "
-            f"name each file by its id, for example {min(entries)}.mp4"
-        )
+    files = files_by_stem(folders)
     for video_id in sorted(entries):
         entry = entries[video_id]
-        if video_id not in paths:
-            yield Reject(
-                narrative=narrative_name(NAME, video_id),
-                path="",
-                stage="source",
-                reason=Reason.VIDEO_MISSING,
-                detail=f"no video file named {video_id} in the folder",
-            )
+        if video_id not in files:
+            yield Missing(narrative_name(NAME, video_id), video_id, entry.video_url)
             continue
+        folder, path = files[video_id]
         yield source_video(
             folder,
-            paths[video_id],
+            path,
             source=NAME,
             video_id=video_id,
             url=entry.video_url,

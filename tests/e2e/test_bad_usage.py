@@ -18,6 +18,13 @@ Run = Callable[..., Any]
         (["--source", "foldr"], "did you mean 'folder'"),
         (["--source", "folder"], "needs --videos"),
         (["--source", "youcook2", "--videos", "VIDEOS"], "needs --annotations"),
+        (["--source", "youcook2", "--annotations", "NOTES"], "needs --videos"),
+        (["--source", "youcook2", "--videos", "VIDEOS", "--annotations", "LIST"], "holds none of the 1 videos"),
+        (["--source", "youcook2", "--annotations", "LIST", "--set", "fetch.archive=here"], "absolute path"),
+        (["--source", "youcook2", "--annotations", "LIST", "--set", "fetch.archive=/nowhere"], "no such folder"),
+        (["--source", "youcook2", "--annotations", "LIST", "--set", "fetch.mirror=nosuch://x"], "fetch.mirror=nosuch"),
+        (["--source", "youcook2", "--annotations", "LIST", "--set", "fetch.url=http://x/"], "{id}"),
+        (["--videos", "VIDEOS", "--set", "fetch.ytdlp=true"], "not for --source folder"),
         (["--source", "demo", "--videos", "VIDEOS"], "makes its own videos"),
         (["--videos", "NOWHERE"], "no such folder"),
         (["--videos", "EMPTY"], "no video file"),
@@ -47,9 +54,12 @@ def test_one_clear_line(pipelines: Run, tmp_path: Path, options: list[str], name
     (tmp_path / "empty").mkdir()
     (tmp_path / "notes.txt").write_text("soup\n")
     (tmp_path / "other.json").write_text(json.dumps({"videos": []}))
+    entry = {"subset": "training", "annotations": []}
+    (tmp_path / "list.json").write_text(json.dumps({"database": {"x": entry}}))
     (tmp_path / "surrogate.json").write_text('{"database": {"a": "\\ud800"}}')
     (tmp_path / "deep.json").write_text("[" * 100_000)
     places = {
+        "LIST": "list.json",
         "LONG": "a" * 300,
         "SURROGATE": "surrogate.json",
         "DEEP": "deep.json",
@@ -82,6 +92,22 @@ def test_other_commands_need_a_run(pipelines: Run, tmp_path: Path) -> None:
     for command in ("plan", "status", "report"):
         done = pipelines(command, "--out", tmp_path / "nothing", code=2)
         assert "no run has been started there" in done.stderr
+    done = pipelines("retry", "--reason", "removed", "--out", tmp_path / "nothing", code=2)
+    assert "no run has been started there" in done.stderr
+
+
+def test_what_cannot_be_retried(pipelines: Run, tmp_path: Path) -> None:
+    (tmp_path / "videos").mkdir()
+    (tmp_path / "videos" / "a.mp4").write_bytes(b"x")
+    pipelines("run", "--videos", tmp_path / "videos", "--out", tmp_path / "out", "--engine", "inline", code=1)
+    for options, named in (
+        ([], "needs --reason: one of removed, private"),
+        (["--reason", "remved"], "did you mean 'removed'"),
+        (["--reason", "ok"], "unknown reason 'ok'"),
+        (["--reason", "removed"], "fetched no videos"),
+    ):
+        done = pipelines("retry", "--out", tmp_path / "out", *options, code=2)
+        assert named in done.stderr
 
 
 def test_show_config_prints_every_name_that_set_takes(pipelines: Run) -> None:
