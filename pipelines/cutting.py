@@ -24,6 +24,7 @@ import av
 import numpy as np
 from PIL import Image
 
+from cookgen.records import Crop
 from pipelines.ffmpeg import Finished, input_args, run_ffmpeg
 from pipelines.probe import MICROSECONDS, boxes, micros
 
@@ -54,7 +55,8 @@ class Encoding:
 class Footage:
     """One video stream of a file and its frames.
 
-    start: the container's start, from which all seconds count. width, height: upright, square pixels.
+    start: the container's start, from which all seconds count. width, height: upright, square pixels. crop: what
+    of that is shown; None: all.
     pts, keyframes: in units of time_base, rising. end: where the last frame's time is over. has_index: whether the
     container can tell where a keyframe lies.
     """
@@ -70,6 +72,7 @@ class Footage:
     keyframes: tuple[int, ...]
     end: int
     has_index: bool
+    crop: Crop | None = None
 
     def micros(self, pts: int | Fraction) -> int:
         """The time of a pts, in microseconds from the container's start."""
@@ -249,12 +252,12 @@ def _attempt(
 def _graph(footage: Footage, cuts: Sequence[Cut], encoding: Encoding) -> str:
     """The filter graph: each clip and each keyframe picks its frames by pts, in the stream's own ticks."""
     side = encoding.size_px
-    short = min(footage.width, footage.height)
-    width, height = (max(side, round(length * side / short)) for length in (footage.width, footage.height))
+    crop, *size = _cropped(footage)
+    width, height = (max(side, round(length * side / min(size))) for length in size)
     flags = "bicubic+accurate_rnd+bitexact"
     square = f"crop={side}:{side},setsar=1"
-    video = f"scale={width}:{height}:flags={flags}:out_color_matrix=bt709:out_range=tv,format=yuv420p,{square}"
-    still = f"scale={width}:{height}:flags={flags}:out_color_matrix=bt601:out_range=pc,format=yuv420p,{square}"
+    video = f"{crop}scale={width}:{height}:flags={flags}:out_color_matrix=bt709:out_range=tv,format=yuv420p,{square}"
+    still = f"{crop}scale={width}:{height}:flags={flags}:out_color_matrix=bt601:out_range=pc,format=yuv420p,{square}"
     count = len(cuts)
     names = "".join(f"[v{number}][k{number}]" for number in range(count))
     chains = [f"[0:{footage.video_stream}]settb={footage.time_base},split={2 * count}{names}"]
@@ -284,6 +287,17 @@ def _graph(footage: Footage, cuts: Sequence[Cut], encoding: Encoding) -> str:
                 f"apad,atrim=end_sample={num_samples},asetpts=N+{AAC_PRIMING}[audio{number}]"
             )
     return ";".join(chains)
+
+
+def _cropped(footage: Footage) -> tuple[str, int, int]:
+    """The filter that leaves what is shown, and its width and height in square pixels. It comes after the rotation and
+    before any scaling, and counts in shares of the frame, whose own pixels need not be square."""
+    crop = footage.crop
+    if crop is None:
+        return "", footage.width, footage.height
+    across, down = f"/{footage.width}", f"/{footage.height}"
+    size = f"iw*{crop.width}{across}:ih*{crop.height}{down}"
+    return f"crop={size}:iw*{crop.left}{across}:ih*{crop.top}{down},", crop.width, crop.height
 
 
 def _outputs(footage: Footage, number: int, cut: Cut, encoding: Encoding, folder: Path) -> list[str]:
@@ -391,8 +405,9 @@ def decode_small(
 
     The frames come from the decoder that cuts clips, in its order: they are the ones that clips can show.
     """
-    scale = DETECTION_PX / max(footage.width, footage.height)
-    small_w, small_h = (max(2, 2 * round(length * scale / 2)) for length in (footage.width, footage.height))
+    crop, *size = _cropped(footage)
+    scale = DETECTION_PX / max(size)
+    small_w, small_h = (max(2, 2 * round(length * scale / 2)) for length in size)
     frame_bytes = small_w * small_h * 3
 
     def frames(stream: IO[bytes]) -> Iterator[np.ndarray]:
@@ -403,7 +418,7 @@ def decode_small(
         report = Path(folder) / "frames"
         args = [*READING, *input_args(footage.path), "-map", f"0:{footage.video_stream}"]
         args += ["-fps_mode", "passthrough"]
-        args += ["-vf", f"scale={small_w}:{small_h}:flags=fast_bilinear+bitexact", "-pix_fmt", "bgr24"]
+        args += ["-vf", f"{crop}scale={small_w}:{small_h}:flags=fast_bilinear+bitexact", "-pix_fmt", "bgr24"]
         args += ["-stats_enc_pre:v", str(report), "-stats_enc_pre_fmt:v", "{ptsi} {tbi}"]
         args += ["-c:v", "rawvideo", "-f", "rawvideo", "pipe:1"]
         run_ffmpeg(args, timeout_s=timeout_s, read_stdout=lambda stream: read(frames(stream)))

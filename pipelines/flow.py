@@ -90,7 +90,9 @@ def plan(request: Request) -> Plan:
         return Plan(count, kept={stage.name: 0 for stage in stages}, to_do={stage.name: count for stage in stages})
     items = list_items(request, config)
     store = Store(request.out)
-    states = [resume(item, stages, results=store) for item in items if isinstance(item, SourceVideo)]
+    sources = [item for item in items if isinstance(item, SourceVideo)]
+    sources, _ = videos.without_duplicates(sources, _places(request, store))
+    states = [resume(source, stages, results=store) for source in sources]
     return Plan.of(states, stages, num_missing=len(_missing(items)))
 
 
@@ -151,6 +153,8 @@ def run(request: Request, *, engine: str = "ray", address: str | None = None, re
         complete.unlink(missing_ok=True)
         store = Store(request.out)
         places = _places(request, store)
+        sources, duplicates = videos.without_duplicates(sources, places)
+        source_rejects += duplicates
         states = [resume(source, stages, results=store) for source in sources]
         todo = [state for state in states if pending(state, stages)]
         require_space(request.out, 64 * 2**20 + sum(state.source.num_bytes for state in todo))
@@ -336,9 +340,11 @@ def report(request: Request) -> dict[str, Any]:
     stages = stages_of(config)
     listing = list(list_source(request, config))
     store = Store(request.out)
-    states = [resume(item, stages, results=store) for item in listing if isinstance(item, SourceVideo)]
-    source_rejects = [item for item in listing if isinstance(item, Reject)]
-    page = _page(request.out, config, states, source_rejects, _places(request, store))
+    places = _places(request, store)
+    sources, duplicates = videos.without_duplicates([i for i in listing if isinstance(i, SourceVideo)], places)
+    states = [resume(source, stages, results=store) for source in sources]
+    source_rejects = [*(item for item in listing if isinstance(item, Reject)), *duplicates]
+    page = _page(request.out, config, states, source_rejects, places)
     with explained(request.out):
         write_atomic(request.out / "report.html", page)
     rejects = list(read_table(table_path(request.out, Reject), Reject))

@@ -22,7 +22,7 @@ from cookgen.records.narrative import (
 from cookgen.records.record import FORMAT, Record, faults
 from cookgen.records.reject import Reason, Reject
 from cookgen.records.speech import Word
-from cookgen.records.video import Segment, SourceVideo, Video, hashed_split
+from cookgen.records.video import Crop, Segment, SourceVideo, Video, hashed_split
 
 TABLES: tuple[type[Record], ...] = (Video, Clip, Word, Action, Caption, Match, Check, Reject, Narrative)
 
@@ -35,6 +35,7 @@ __all__ = [
     "Check",
     "Clip",
     "ConfigStamp",
+    "Crop",
     "Features",
     "Lineage",
     "Manifest",

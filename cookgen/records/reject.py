@@ -27,8 +27,12 @@ class Reason(StrEnum):
     TOO_SHORT = "too_short"
     TOO_LONG = "too_long"
     TOO_SMALL = "too_small"
+    DUPLICATE_VIDEO = "duplicate_video"  # the same bytes as a video that the source lists before it
     # clips
     NO_SHOTS = "no_shots"  # no shot of a length that the configuration allows
+    BLACK = "black"  # nothing is to be seen
+    FROZEN = "frozen"  # the picture does not change
+    SLIDESHOW = "slideshow"  # a video of pictures that do not change
     PAST_END = "past_end"  # a span with no frame of the video in it
     ENCODE_ERROR = "encode_error"
     # speech and actions

@@ -50,11 +50,22 @@ class SourceVideo(Record):
     subtitles_sha256: str | None = None
 
 
+class Crop(Record):
+    """The picture inside its black borders, px from the upright frame's left and top edge, in square pixels."""
+
+    TABLE: ClassVar[str] = ""
+
+    left: NonNegativeInt
+    top: NonNegativeInt
+    width: PositiveInt
+    height: PositiveInt
+
+
 class Video(Record):
     """A video that was opened and found usable; upright size with square pixels, `fps` the rate that clips get.
 
     `start_s` is the container's start: the earliest start of its streams, in the file's own timestamps. All other
-    times of the project count from there.
+    times of the project count from there. `crop` is what clips show of each frame; None: all of it.
     """
 
     TABLE: ClassVar[str] = "videos"
@@ -73,6 +84,7 @@ class Video(Record):
     start_s: float
     width: PositiveInt
     height: PositiveInt
+    crop: Crop | None = None
     fps: PositiveFloat
     video_stream: NonNegativeInt  # index in the container
     audio_stream: NonNegativeInt | None

@@ -3,34 +3,45 @@
 from __future__ import annotations
 
 import contextlib
+import itertools
 import stat
-from collections.abc import Iterator
+from collections import Counter
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from fractions import Fraction
 from pathlib import Path
 from typing import Any
 
 import av
+import numpy as np
 from av.container import InputContainer
+from numpy.typing import NDArray
 
 from cookgen.files import file_sha256
-from cookgen.records import Reason, Reject, SourceVideo, Video, hashed_split
-from pipelines.probe import MAX_DENOMINATOR, Demuxed, demux, open_container, overrun
+from cookgen.perception.picture_faults import MIN_FRAMES, picture_box
+from cookgen.records import Crop, Reason, Reject, SourceVideo, Video, hashed_split
+from pipelines.probe import MAX_DENOMINATOR, Demuxed, Timeline, demux, open_container, overrun
 from pipelines.stage import Needs, Places, Stage
 
 MAX_RATE = 120  # frames a second: above it r_frame_rate is a timestamp grid, not a rate
 MAX_ASPECT = 16  # long side to short side
 LOST_S = 0.5  # what may be missing at a file's end before it counts as truncated
 MAX_TRIED_PACKETS = 300  # to find the first frame that decodes
+NUM_SAMPLES = 24  # frames in which borders are looked for
+MAX_DECODED = 2000  # frames that are decoded for them, where there are too few keyframes
 
 
 @dataclass(frozen=True)
 class VideosConfig:
-    """Which videos are usable. A narrative needs at least two clips, and a clip two seconds by default."""
+    """Which videos are usable. A narrative needs at least two clips, and a clip two seconds by default.
+
+    crop_borders: whether clips leave out black borders that the video has throughout; never below min_short_side_px.
+    """
 
     min_duration_s: float = 4.0
     max_duration_s: float = 7200.0
     min_short_side_px: int = 144
+    crop_borders: bool = True
     val_fraction: float = 0.03  # of the videos whose source has no split of its own
 
     def __post_init__(self) -> None:
@@ -52,8 +63,8 @@ def probe_video(source: SourceVideo, *, config: VideosConfig, tool: Places) -> I
     """The video as it was found, or one reject that says why it cannot be used.
 
     Duration and start come from packet timestamps; the end is that of the last video frame, since no clip can go
-    beyond it. Size is upright with square pixels. Frames from the start and the middle are decoded; damage elsewhere
-    shows when clips are cut.
+    beyond it. Size is upright with square pixels. Only some frames are decoded; damage elsewhere shows when clips are
+    cut.
     """
     try:
         yield _probe(source, config, tool.source(source.path))
@@ -96,6 +107,7 @@ def _probe(source: SourceVideo, config: VideosConfig, path: Path) -> Video:
             raise _Unusable(
                 Reason.TOO_SMALL, f"{width}x{height}: the short side is under 1/{MAX_ASPECT} of the long one"
             )
+        crop = _crop(container, video_stream, timeline, width, height, config) if config.crop_borders else None
         rate = _frame_rate(video_stream, demuxed)
         audio_index, video_index = _audio_stream(path, container), int(video_stream.index)
     try:
@@ -113,6 +125,7 @@ def _probe(source: SourceVideo, config: VideosConfig, path: Path) -> Video:
         start_s=float(start),
         width=width,
         height=height,
+        crop=crop,
         fps=float(rate),
         video_stream=video_index,
         audio_stream=audio_index,
@@ -238,13 +251,56 @@ def _upright_size(container: InputContainer, stream: Any, demuxed: Demuxed) -> t
     return (height, width) if frame.rotation % 180 else (width, height)
 
 
+def _crop(
+    container: InputContainer, stream: Any, timeline: Timeline, width: int, height: int, config: VideosConfig
+) -> Crop | None:
+    """What is left when black borders are cut off; None where the video has none, or too little would be left."""
+
+    def grey(frame: Any) -> NDArray[np.uint8]:
+        turns = frame.rotation // 90 % 4
+        as_stored = (height, width) if turns % 2 else (width, height)
+        flat = frame.reformat(*as_stored, format="gray").to_ndarray()
+        return np.rot90(flat, turns)
+
+    box = picture_box(grey(frame) for frame in _samples(container, stream, timeline))
+    if box is None or min(box.width, box.height) < config.min_short_side_px:
+        return None
+    return Crop(left=box.left, top=box.top, width=box.width, height=box.height)
+
+
+def _samples(container: InputContainer, stream: Any, timeline: Timeline) -> Iterator[Any]:
+    """Frames from all over the video: keyframes, which alone decode without others; where they are too few, every so
+    manieth of one decode."""
+    keyframes, num_frames = timeline.keyframes, len(timeline.pts)
+    if len(keyframes) < MIN_FRAMES and num_frames <= MAX_DECODED:
+        _seek(container, stream, _beginning(timeline))
+        yield from itertools.islice(_decoded(container, stream), 0, None, max(1, num_frames // NUM_SAMPLES))
+        return
+    num_samples = min(NUM_SAMPLES, len(keyframes))
+    for number in range(num_samples):
+        _seek(container, stream, keyframes[number * len(keyframes) // num_samples])
+        frame = _first_decoded(container, stream)
+        if frame is not None:
+            yield frame
+
+
+def _seek(container: InputContainer, stream: Any, pts: int) -> None:
+    """Goes to the keyframe at or before; where the container cannot, reading goes on from where it is."""
+    with contextlib.suppress(av.FFmpegError):
+        container.seek(pts, stream=stream, backward=True)
+        stream.codec_context.flush_buffers()
+
+
+def _beginning(timeline: Timeline) -> int:
+    """A second before the first frame: a stream without an index seeks by decoding times, which are earlier."""
+    return timeline.pts[0] - round(1 / timeline.time_base)
+
+
 def _decoded_frame(container: InputContainer, stream: Any, demuxed: Demuxed) -> Any:
     """A frame from the start, else from the middle; None where neither decodes."""
     pts = demuxed.timeline.pts
-    for at in (pts[0], pts[len(pts) // 2]):
-        with contextlib.suppress(av.FFmpegError):
-            container.seek(at, stream=stream, backward=True)
-            stream.codec_context.flush_buffers()
+    for at in (_beginning(demuxed.timeline), pts[len(pts) // 2]):
+        _seek(container, stream, at)
         frame = _first_decoded(container, stream)
         if frame is not None:
             return frame
@@ -252,16 +308,17 @@ def _decoded_frame(container: InputContainer, stream: Any, demuxed: Demuxed) -> 
 
 
 def _first_decoded(container: InputContainer, stream: Any) -> Any:
-    tried = 0
+    return next(_decoded(container, stream, max_packets=MAX_TRIED_PACKETS), None)
+
+
+def _decoded(container: InputContainer, stream: Any, *, max_packets: int | None = None) -> Iterator[Any]:
+    """The frames from here on; those that do not decode are left out."""
     with contextlib.suppress(av.FFmpegError):
-        for packet in container.demux(stream):
-            tried += 1
-            if tried > MAX_TRIED_PACKETS:
-                break
+        for packet in itertools.islice(container.demux(stream), max_packets):
+            frames = []
             with contextlib.suppress(av.FFmpegError):
-                for frame in packet.decode():
-                    return frame
-    return None
+                frames = packet.decode()
+            yield from frames
 
 
 def _frame_rate(stream: Any, demuxed: Demuxed) -> Fraction:
@@ -288,6 +345,36 @@ def _audio_stream(path: Path, container: InputContainer) -> int | None:
     return None
 
 
+def without_duplicates(sources: Sequence[SourceVideo], places: Places) -> tuple[list[SourceVideo], list[Reject]]:
+    """The videos whose content is listed for the first time, and a reject for each later one that has the same bytes.
+
+    Only files of one size are read. One that cannot be is left to the stage, which says why.
+    """
+    sizes = Counter(source.num_bytes for source in sources)
+    first: dict[str, SourceVideo] = {}
+    kept: list[SourceVideo] = []
+    rejects: list[Reject] = []
+    for source in sources:
+        earlier = None
+        if source.num_bytes and sizes[source.num_bytes] > 1:
+            with contextlib.suppress(OSError):
+                earlier = first.setdefault(file_sha256(places.source(source.path)), source)
+        if earlier in (None, source):
+            kept.append(source)
+        else:
+            assert earlier is not None
+            rejects.append(
+                Reject(
+                    narrative=source.narrative,
+                    path=source.path,
+                    stage="videos",
+                    reason=Reason.DUPLICATE_VIDEO,
+                    detail=f"the same content as {earlier.path}",
+                )
+            )
+    return kept, rejects
+
+
 def _places(config: VideosConfig, places: Places) -> Places:
     return places
 
@@ -298,7 +385,7 @@ STAGE = Stage(
     writes=Video,
     run=probe_video,
     config=VideosConfig(),
-    version=1,
+    version=2,
     needs=Needs(cpus=1),
     load=_places,
 )

@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 import itertools
+from typing import Literal
 
 import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from cookgen.perception.shots import ShotDetection, detect_cuts, shot_spans
+from cookgen.perception.shots import ShotDetection, _after_peaks, detect_cuts, shot_spans
+
+KINDS: tuple[Literal["adaptive", "transnetv2"], ...] = ("adaptive", "transnetv2")
 
 
 def scenes(lengths: list[int]) -> list[np.ndarray]:
@@ -23,28 +26,52 @@ def scenes(lengths: list[int]) -> list[np.ndarray]:
 
 
 def test_cuts_are_found_at_the_first_frame_of_the_new_shot() -> None:
-    cuts, num_frames = detect_cuts(scenes([40, 31, 55]), ShotDetection())
-    assert (cuts, num_frames) == ([40, 71], 126)
+    assert detect_cuts(scenes([40, 31, 55]), ShotDetection()) == [40, 71]
+    assert detect_cuts(iter(scenes([40, 31, 55])), ShotDetection(kind="transnetv2")) == [40, 71]
 
 
 def test_a_video_without_a_cut_has_none() -> None:
-    assert detect_cuts(scenes([60]), ShotDetection()) == ([], 60)
-    assert detect_cuts([], ShotDetection()) == ([], 0)
+    for kind in KINDS:
+        assert detect_cuts(scenes([60]), ShotDetection(kind=kind)) == []
+        assert detect_cuts([], ShotDetection(kind=kind)) == []
 
 
-def test_a_fade_is_no_cut() -> None:
-    one, other = (frame.astype(float) for frame in scenes([1, 1]))
-    blend = [(one * (1 - x) + other * x).astype(np.uint8) for x in np.linspace(0, 1, 60)]
-    assert detect_cuts([blend[0]] * 10 + blend + [blend[-1]] * 10, ShotDetection())[0] == []
+def test_the_network_sees_a_dissolve_and_the_adaptive_detector_does_not() -> None:
+    first, second = scenes([60, 0]), scenes([0, 60])
+    overlap = 24
+    blend = [
+        (one * (1 - x) + other * x).astype(np.uint8)
+        for one, other, x in zip(first[-overlap:], second[:overlap], np.linspace(0, 1, overlap), strict=True)
+    ]
+    frames = first[:-overlap] + blend + second[overlap:]
+    assert detect_cuts(frames, ShotDetection()) == []
+    [cut] = detect_cuts(frames, ShotDetection(kind="transnetv2"))
+    assert abs(cut - 48) <= 8  # its middle
 
 
 def test_thresholds_count() -> None:
-    assert detect_cuts(scenes([40, 40]), ShotDetection(min_content=254))[0] == []
+    assert detect_cuts(scenes([40, 40]), ShotDetection(min_content=254)) == []
+    assert detect_cuts(scenes([40, 40]), ShotDetection(kind="transnetv2", probability=0.9999)) == []
+
+
+@given(probabilities=st.lists(st.sampled_from([0.0, 0.2, 0.6, 0.7]), max_size=40))
+def test_each_run_of_probable_frames_is_one_cut_behind_its_peak(probabilities: list[float]) -> None:
+    cuts = _after_peaks(probabilities, 0.5)
+    assert cuts == sorted(set(cuts))
+    assert all(probabilities[cut - 1] > 0.5 and 0 < cut < len(probabilities) for cut in cuts)
+    runs = sum(p > 0.5 and (n == 0 or probabilities[n - 1] <= 0.5) for n, p in enumerate(probabilities))
+    assert runs - 1 <= len(cuts) <= runs  # one less where the video's last frame is a peak
 
 
 def test_impossible_settings_are_refused() -> None:
-    with pytest.raises(ValueError, match="window"):
-        ShotDetection(window=0)
+    for wrong in ({"window": 0}, {"probability": 1.0}):
+        with pytest.raises(ValueError, match=next(iter(wrong))):
+            ShotDetection(**wrong)  # type: ignore[arg-type]
+
+
+def test_only_the_network_is_a_model_that_cuts_hang_on() -> None:
+    assert ShotDetection().model() is None
+    assert ShotDetection(kind="transnetv2").model() == "transnetv2@1.0.5-a313d0b3bebf"
 
 
 @given(

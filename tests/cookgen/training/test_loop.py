@@ -244,9 +244,12 @@ def test_a_full_disk_while_logging(tmp_path: Path) -> None:
     config, told = TrainingConfig(trackers=()), {"kind": "train", "step": 1, "terms": {}}
     report = Report(tmp_path, config, {}, title="tiny", step=0, loss_terms=(), say=print)
     report._file.close()
-    with Path("/dev/full").open("a", encoding="utf-8") as report._file:
-        with pytest.raises(OutputError, match="No space left on device"), report:
-            report.add(told)
+    with (
+        Path("/dev/full").open("a", encoding="utf-8") as report._file,
+        pytest.raises(OutputError, match="No space left on device"),
+        report,
+    ):
+        report.add(told)
 
 
 def test_only_matrices_decay(shards: Path, tmp_path: Path) -> None:

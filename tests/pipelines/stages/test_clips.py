@@ -27,11 +27,13 @@ from hypothesis import strategies as st
 from PIL import Image
 
 from cookgen.config import config_digest
+from cookgen.perception.shots import ShotDetection
 from cookgen.records import Clip, Reason, Reject, Segment, SourceVideo, Video
 from pipelines.cutting import Cut, Footage, check_clip, plan_cut
 from pipelines.ffmpeg import ChildKilledError, ffmpeg_exe, file_url, run_ffmpeg
+from pipelines.sources import demo
 from pipelines.stage import Places
-from pipelines.stages.clips import STAGE, ClipsConfig, VideoChangedError, cut_clips
+from pipelines.stages.clips import STAGE, Cleaning, ClipsConfig, VideoChangedError, cut_clips, empty_spans
 from pipelines.stages.videos import VideosConfig, probe_video
 
 WIDTH, HEIGHT, GRID, CELL = 320, 240, 4, 48  # a grid of 16 bits in the middle square: cropping keeps it
@@ -346,6 +348,217 @@ def test_a_change_of_size_in_the_middle_breaks_nothing(tmp_path: Path) -> None:
     path.write_bytes(b"".join(part.read_bytes() for part in parts))
     clips, rejects = cut(probed(path, (0.5, 1.5), (2.5, 3.5), (4.0, 5.0)), tmp_path)
     assert len(clips) + len(rejects) >= 3 and {clip.clip_index for clip in clips} >= {0}
+
+
+# Cropping
+
+
+def test_a_crop_shows_what_is_inside_the_borders_and_every_frame_stays_exact(tmp_path: Path) -> None:
+    pad = ["-vf", f"pad={WIDTH}:{HEIGHT + 160}:0:60"]  # a picture of 4:3 in a frame of 4:5
+    path = encode(tmp_path / "x.mp4", [*LONG_GOP, *pad])
+    video = probed(path, (0.95, 2.02), (7.3, 8.1))
+    assert video.crop is not None and video.crop.top == 62 and video.crop.height == HEIGHT - 4
+    for number, turns in ((0, 0), (90, -1)):
+        turned = path
+        if number:
+            turned = convert(path, tmp_path / f"{number}.mp4", ["-display_rotation", str(number)], ["-c", "copy"])
+        clips, rejects = cut(probed(turned, (0.95, 2.02), (7.3, 8.1)), tmp_path)
+        assert not rejects and len(clips) == 2
+        for clip in clips:
+            first = round(clip.first_pts_s * 30)
+            shown = clip_numbers(places(tmp_path).medium(clip.sha256, ".mp4"), replace(PLAIN, turns=turns))
+            assert shown == list(range(first, first + clip.num_frames))
+            with Image.open(places(tmp_path).medium(clip.keyframe_sha256, ".jpg")) as image:
+                grey = np.asarray(image.convert("L"))
+            assert number_of(grey, turns=turns) == round(clip.keyframe_pts_s * 30)
+            assert grey.min(axis=0).min() > 30 and grey.min(axis=1).min() > 30  # no line of the border is left
+    [clip, _] = cut(video.model_copy(update={"crop": None}), tmp_path)[0]
+    with Image.open(places(tmp_path).medium(clip.keyframe_sha256, ".jpg")) as image:
+        assert np.asarray(image.convert("L"))[:8].max() < 20  # a negative control: the border was there
+
+
+def test_a_crop_of_pixels_that_are_not_square_fits_the_picture(tmp_path: Path) -> None:
+    pad = ["-vf", f"pad={WIDTH + 60}:{HEIGHT + 60}:30:30,setsar=4/3"]
+    video = probed(encode(tmp_path / "x.mp4", [*LONG_GOP, *pad]), (1.0, 1.5))
+    assert video.crop is not None
+    [clip] = cut(video, tmp_path)[0]
+    with Image.open(places(tmp_path).medium(clip.keyframe_sha256, ".jpg")) as image:
+        grey = np.asarray(image.convert("L"))
+    assert grey.min() > 20
+    assert number_of(grey, stretch=4 / 3) == round(clip.keyframe_pts_s * 30)
+
+
+# What is no clip
+
+
+SHOTS = ClipsConfig(size_px=64, preset="ultrafast", keep_audio=False)
+RATE = 10
+
+
+def film(path: Path, *parts: tuple[str, float], output: Sequence[str] = X264) -> Path:
+    """A film of 320 x 240 at RATE frames a second; each part is a scene of so many seconds."""
+    frames = []
+    rng = np.random.default_rng(8)
+    for kind, seconds in parts:
+        scene = rng.integers(40, 255, (12, 16), dtype=np.uint8).repeat(20, axis=0).repeat(20, axis=1)
+        for number in range(round(seconds * RATE)):
+            frame = scene.copy()
+            if kind == "moving":
+                frame = np.roll(scene, 3 * number, axis=1)
+            elif kind == "hand":  # on a camera that stands; 1/16 of the width
+                x = 100 + round(40 * math.sin(number / 3))
+                frame[120:140, x : x + 20] = 40
+            elif kind == "black":
+                frame[:] = 0
+            frames.append(frame)
+    command = [ffmpeg_exe(), "-v", "error", "-y", "-f", "rawvideo", "-pix_fmt", "gray", "-s", f"{WIDTH}x{HEIGHT}"]
+    command += ["-r", str(RATE), "-i", "pipe:0", *output, file_url(path)]
+    subprocess.run(command, input=b"".join(frame.tobytes() for frame in frames), check=True, timeout=120)
+    return path
+
+
+def outcome(path: Path, config: ClipsConfig = SHOTS) -> tuple[list[tuple[float, float]], list[tuple[str, str]]]:
+    """The clips' spans, and the rejects' reasons and details."""
+    clips, rejects = cut(probed(path), path.parent, config)
+    indices = [clip.clip_index for clip in clips] + [r.clip_index for r in rejects if r.clip_index is not None]
+    assert sorted(indices) == list(range(len(indices)))
+    return [(clip.start_s, clip.end_s) for clip in clips], [(reject.reason.value, reject.detail) for reject in rejects]
+
+
+def reasons_of(path: Path, config: ClipsConfig = SHOTS) -> list[str]:
+    return [reason for reason, _ in outcome(path, config)[1]]
+
+
+def test_what_does_not_change_and_what_is_black_is_no_clip(tmp_path: Path) -> None:
+    path = film(tmp_path / "x.mp4", ("moving", 4), ("still", 3.5), ("moving", 5), ("black", 0.8), ("moving", 6))
+    spans, rejects = outcome(path)
+    assert spans == [(0, 4), (7.5, 12.5), (13.3, 19.3)]
+    assert rejects == [("frozen", "[4.000, 7.500) s does not change"), ("black", "[12.500, 13.300) s is black")]
+    everything = replace(SHOTS, cleaning=Cleaning(still_s=0, title_s=0, black_s=0))
+    spans, rejects = outcome(path, everything)
+    assert rejects == [] and (spans[0][0], spans[-1][1]) == (0, 19.3)
+
+
+def test_a_shot_that_stops_half_way_ends_where_it_stops(tmp_path: Path) -> None:
+    """A freeze without a cut: the moving half is a clip, the frozen one is none."""
+    path = film(tmp_path / "x.mp4", ("moving", 10))
+    frozen = convert(path, tmp_path / "y.mp4", [], ["-vf", "loop=loop=50:size=1:start=60,setpts=N/10/TB", *X264])
+    spans, rejects = outcome(frozen)
+    assert rejects == [("frozen", "[5.900, 11.000) s does not change")]
+    assert spans == [(0, 5.9), (11, 15)]
+
+
+def test_short_pauses_stay_in_their_shots(tmp_path: Path) -> None:
+    path = film(tmp_path / "x.mp4", ("moving", 4), ("still", 2), ("black", 0.3), ("moving", 4))
+    assert reasons_of(path) == []
+
+
+def test_one_hand_that_moves_is_enough(tmp_path: Path) -> None:
+    path = film(tmp_path / "x.mp4", ("hand", 8), ("hand", 9))
+    assert outcome(path) == ([(0, 8), (8, 17)], [])
+
+
+def test_titles_and_end_cards_that_stand_still_are_left_out(tmp_path: Path) -> None:
+    parts = (("black", 0.5), ("still", 1.5), ("moving", 5), ("still", 1.5), ("moving", 5), ("still", 1), ("black", 0.7))
+    spans, rejects = outcome(film(tmp_path / "x.mp4", *parts))
+    assert [reason for reason, _ in rejects] == ["black", "frozen", "frozen", "black"]
+    assert (spans[0][0], spans[-1][1]) == (2, 13.5)  # the still picture in the middle stays in its shot
+    off = replace(SHOTS, cleaning=Cleaning(title_s=0))
+    assert reasons_of(tmp_path / "x.mp4", off) == ["black", "black"]
+
+
+def test_a_slideshow_is_rejected_as_a_whole(tmp_path: Path) -> None:
+    slides = film(tmp_path / "slides.mp4", *[("still", 4.0)] * 4, ("moving", 2))
+    assert outcome(slides) == ([], [("slideshow", "4 still pictures fill 16.0 of 18.0 s")])
+    assert reasons_of(slides, replace(SHOTS, cleaning=Cleaning(slideshow=1))) == ["frozen"] * 4
+    some = film(tmp_path / "some.mp4", ("still", 4), ("moving", 5), ("still", 4), ("moving", 5))
+    assert reasons_of(some) == ["frozen", "frozen"]
+
+
+@pytest.mark.parametrize(
+    "output",
+    [[*X264, "-crf", "33", "-g", "10"], ["-c:v", "mpeg4", "-q:v", "16", "-g", "12"]],
+    ids=["h264", "mpeg4"],
+)
+def test_a_still_is_seen_through_coarse_encoding(output: list[str], tmp_path: Path) -> None:
+    path = film(tmp_path / "x.mp4", ("moving", 5), ("still", 6), ("moving", 5), output=output)
+    assert reasons_of(path) == ["frozen"]
+
+
+def test_a_video_of_one_fault_is_rejected_for_it(tmp_path: Path) -> None:
+    for kind, reason in (("black", "black"), ("still", "frozen")):
+        path = film(tmp_path / f"{kind}.mp4", (kind, 6))
+        _, rejects = outcome(path)
+        assert [why for why, _ in rejects] == [reason, reason]
+        assert rejects[-1] == (reason, "none of 1 spans became a clip")
+
+
+def test_what_is_too_short_between_two_stills_says_so(tmp_path: Path) -> None:
+    path = film(tmp_path / "x.mp4", ("moving", 6), ("still", 4), ("moving", 1), ("still", 4), ("moving", 6))
+    spans, rejects = outcome(path)
+    assert spans == [(0, 6), (15, 21)]
+    assert [reason for reason, _ in rejects] == ["frozen", "too_short", "frozen"]
+
+
+stretches = st.lists(
+    st.tuples(st.integers(0, 40), st.integers(1, 60), st.sampled_from([Reason.BLACK, Reason.FROZEN])), max_size=12
+)
+
+
+@given(
+    pieces=stretches,
+    tail=st.integers(0, 40),
+    still=st.integers(0, 40),
+    title=st.integers(0, 20),
+    black=st.integers(0, 20),
+)
+def test_what_is_left_out_is_long_enough_or_at_an_end(
+    pieces: list[tuple[int, int, Reason]], tail: int, still: int, title: int, black: int
+) -> None:
+    stills, at = [], 0.0
+    for gap, length, reason in pieces:
+        stills.append((at + gap / 10, at + (gap + length) / 10, reason))
+        at += (gap + length) / 10
+    config = Cleaning(still_s=still / 10, title_s=title / 10, black_s=black / 10)
+    chosen = empty_spans(stills, 0.0, at + tail / 10, config)
+    assert chosen == [item for item in stills if item in chosen]
+    limits = {Reason.BLACK: config.black_s, Reason.FROZEN: config.still_s}
+    for item in stills:
+        length_s, limit = item[1] - item[0], limits[item[2]]
+        if limit and length_s >= limit:
+            assert item in chosen
+        elif item in chosen:
+            assert title and length_s >= config.title_s
+
+
+def test_no_real_shot_and_no_kitchen_stands_still(data: Path, tmp_path: Path) -> None:
+    """The negative control, all real videos and a kitchen; and the one slideshow among them."""
+    demo.make_videos(tmp_path / "demo", demo.DemoConfig(num_videos=1))
+    found = {}
+    for path in [*sorted((data / "videos").glob("*.m[pk][4v]")), *sorted((tmp_path / "demo").glob("*.mp4"))]:
+        shutil.copyfile(path, tmp_path / path.name)
+        _, rejects = cut(probed(tmp_path / path.name), tmp_path, SHOTS)
+        found |= {path.stem: [reject.reason for reject in rejects]} if rejects else {}
+    assert found == {"laion400m_talk": [Reason.SLIDESHOW]}
+
+
+def test_the_network_cuts_at_dissolves_too(tmp_path: Path) -> None:
+    film(tmp_path / "a.mp4", ("moving", 5))
+    film(tmp_path / "b.mp4", ("black", 0.1), ("moving", 5))
+    fade = ["-i", str(tmp_path / "b.mp4"), "-filter_complex", "[0][1]xfade=transition=fade:duration=1:offset=4", *X264]
+    path = convert(tmp_path / "a.mp4", tmp_path / "x.mp4", [], fade)
+    assert len(outcome(path)[0]) == 1
+    network = replace(SHOTS, detection=ShotDetection(kind="transnetv2"))
+    spans, _ = outcome(path, network)
+    assert len(spans) == 2 and spans[0][1] == pytest.approx(4.5, abs=0.5)
+    assert STAGE.model(network) == f"{STAGE.model(SHOTS)}+transnetv2@1.0.5-a313d0b3bebf"
+    assert STAGE.model(replace(network, policy="segments")) == STAGE.model(SHOTS)
+
+
+def test_impossible_cleaning_is_refused() -> None:
+    for wrong in ({"still_s": -1.0}, {"slideshow": 0.0}):
+        with pytest.raises(ValueError, match=next(iter(wrong))):
+            Cleaning(**wrong)
 
 
 # Sound

@@ -14,11 +14,11 @@ from hypothesis import given
 from hypothesis import strategies as st
 from PIL import Image
 
-from cookgen.records import Reason, Reject, SourceVideo, Video, hashed_split
+from cookgen.records import Crop, Reason, Reject, SourceVideo, Video, hashed_split
 from pipelines.ffmpeg import ffmpeg_exe, file_url
 from pipelines.probe import boxes, overrun
 from pipelines.stage import Places
-from pipelines.stages.videos import VideosConfig, probe_video
+from pipelines.stages.videos import VideosConfig, probe_video, without_duplicates
 
 PICTURE = ["-f", "lavfi", "-i", "testsrc2=s=320x240:r=30:d=6"]
 SOUND = ["-f", "lavfi", "-i", "sine=f=440:r=44100:d=6"]
@@ -150,6 +150,94 @@ def test_sound_that_does_not_decode_is_passed_over(plain: Path, tmp_path: Path) 
     ffmpeg("-i", plain, "-c", "copy", "-bsf:a", "noise=amount=1", silent)
     video = video_of(silent)
     assert (video.audio_stream, video.has_audio) == (None, False)
+
+
+LETTERBOX = "scale=320:180,setsar=1,pad=320:240:0:22"  # 22 px above, 38 below
+
+
+def letterboxed(path: Path, *options: str, filters: str = LETTERBOX) -> Path:
+    ffmpeg(*PICTURE, "-vf", filters, *X264, *options, path)
+    return path
+
+
+@pytest.mark.parametrize("gop", [2, 15, 600])  # keyframes enough, few, and one
+@pytest.mark.parametrize("codec", [X264, ["-c:v", "mpeg2video", "-q:v", "6", "-bf", "2"]], ids=["h264", "mpeg2"])
+def test_black_borders_are_cropped(gop: int, codec: Sequence[str], tmp_path: Path) -> None:
+    suffix = ".mp4" if codec is X264 else ".ts"
+    path = letterboxed(tmp_path / f"x{suffix}", *codec, "-g", str(gop))
+    video = video_of(path)
+    assert (video.width, video.height) == (320, 240)
+    assert video.crop == Crop(left=0, top=24, width=320, height=176)
+    assert video_of(path, config=VideosConfig(crop_borders=False)).crop is None
+
+
+def test_a_crop_is_upright_and_in_square_pixels(tmp_path: Path) -> None:
+    plain = letterboxed(tmp_path / "plain.mp4")
+    expected = {90: (24, 0, 176, 320), 180: (0, 40, 320, 176), 270: (40, 0, 176, 320)}
+    for turn, (left, top, width, height) in expected.items():
+        path = tmp_path / f"{turn}.mp4"
+        ffmpeg("-display_rotation", str(turn), "-i", plain, "-c", "copy", path)
+        assert video_of(path).crop == Crop(left=left, top=top, width=width, height=height)
+    wide = letterboxed(tmp_path / "wide.mp4", filters="scale=200:180,pad=240:240:20:30,setsar=4/3")
+    video = video_of(wide)
+    assert (video.width, video.height) == (320, 240) and video.crop is not None
+    assert video.crop.left == pytest.approx(20 * 4 / 3, abs=3)
+    assert video.crop.width == pytest.approx(200 * 4 / 3, abs=4)
+
+
+def test_nothing_is_cropped_that_may_be_picture(tmp_path: Path) -> None:
+    short = "drawbox=y=0:h=22:color=0x606060:t=fill:enable='between(t,2,4)'"  # for a third of the time
+    for name, filters in {
+        "plain": "null",
+        "once_full": f"{LETTERBOX},{short},drawbox=y=202:h=38:color=0x606060:t=fill:enable='between(t,2,4)'",
+        "subtitle": f"{LETTERBOX},drawbox=x=100:y=218:w=120:h=12:color=white:t=fill:enable='gt(t,4)'",
+        "night": "format=gray,lutyuv=y='max(16,val/4-20)',format=yuv420p",
+        "too_small": "scale=160:120,setsar=1,pad=320:240:80:60",  # 120 px: below min_short_side_px
+    }.items():
+        path = letterboxed(tmp_path / f"{name}.mp4", "-g", "15", filters=filters)
+        crop = video_of(path).crop
+        if name == "subtitle":
+            assert crop == Crop(left=0, top=24, width=320, height=216)  # its border stays, the other goes
+        else:
+            assert crop is None, name
+    small = VideosConfig(min_short_side_px=100)
+    assert video_of(tmp_path / "too_small.mp4", config=small).crop == Crop(left=82, top=62, width=156, height=116)
+
+
+def test_only_the_real_videos_with_borders_are_cropped(data: Path) -> None:
+    """A film of 1940 with black edges, and slides in a window: seen by eye."""
+    crops = {path.stem: video_of(path).crop for path in sorted((data / "videos").glob("*.m[pk][4v]"))}
+    assert {name for name, crop in crops.items() if crop} == {"mdn_friday", "laion400m_talk"}
+    slides, film = crops["laion400m_talk"], crops["mdn_friday"]
+    # Above the slides a mark shines in the border, which therefore stays.
+    assert slides == Crop(left=240, top=0, width=1438, height=942)
+    assert film == Crop(left=4, top=0, width=630, height=476)
+
+
+def test_the_same_bytes_are_one_video(plain: Path, tmp_path: Path) -> None:
+    whole = plain.read_bytes()
+    other = whole[:-1] + bytes([whole[-1] ^ 1])  # as long, but another
+    for name, content in {"b": whole, "a": whole, "c": other, "d": whole, "e": b"", "f": b""}.items():
+        (tmp_path / name).write_bytes(content)
+    sources = [
+        SourceVideo(narrative=f"test-{name}", source="test", video_id=name, path=name, num_bytes=len(whole), mtime_ns=0)
+        for name in ("b", "a", "c", "gone", "d")
+    ]
+    sources += [sources[0].model_copy(update={"path": path, "num_bytes": 0}) for path in "ef"]
+    places = Places(videos=tmp_path, media=tmp_path / "media", scratch=tmp_path / "scratch")
+    kept, rejects = without_duplicates(sources, places)
+    assert [source.path for source in kept] == ["b", "c", "gone", "e", "f"]  # the empty ones have a reason of their own
+    assert [(reject.path, reject.reason, reject.detail) for reject in rejects] == [
+        (name, Reason.DUPLICATE_VIDEO, "the same content as b") for name in ("a", "d")
+    ]
+    assert all(reject.is_video_level and reject.narrative == f"test-{reject.path}" for reject in rejects)
+    assert without_duplicates(sources[:1] + sources[2:3], places)[1] == []
+    reads: list[str] = []
+    watched = Places(videos=tmp_path, media=tmp_path, scratch=tmp_path)
+    object.__setattr__(watched, "source", lambda path: reads.append(path) or tmp_path / path)
+    alone = sources[1].model_copy(update={"num_bytes": 1})
+    without_duplicates([sources[0], alone], watched)
+    assert reads == []  # no two of one size: nothing is read
 
 
 def test_limits(plain: Path, tmp_path: Path) -> None:
