@@ -148,9 +148,9 @@ def running(run: list[str]) -> Iterator[subprocess.Popen[str]]:
 
 
 def wait_for_part(out: Path, process: subprocess.Popen[str]) -> int:
-    """Waits until a video is half here; returns how much of it is."""
+    """Waits until the video b is half here; returns how much of it is."""
     for _ in range(1200):
-        for part in (out / ".store" / "videos").rglob("*.part"):
+        for part in (out / ".store" / "videos" / ".partial" / "b").rglob("*.part"):
             if (size := part.stat().st_size) > 100_000:
                 return size
         assert process.poll() is None, process.stderr and process.stderr.read()
@@ -202,8 +202,8 @@ def test_a_run_that_ends_in_the_middle_goes_on_there(
 
 def test_fetched_videos_become_shards_beside_own_ones(pipelines: Run, tmp_path: Path) -> None:
     """The user's folder first, then the archive: the shards are those of a folder that holds all."""
-    for place, name in (("videos", "own"), ("archive/deep", "far"), ("archive", "own")):
-        make_video(tmp_path / place / f"{name}.mp4", 9)
+    for place, name, length_s in (("videos", "own", 9), ("archive/deep", "far", 10), ("archive", "own", 9)):
+        make_video(tmp_path / place / f"{name}.mp4", length_s)
     listed = write_list(tmp_path / "list.json", ["own", "far", "none"])
     all_in_one = tmp_path / "all"
     all_in_one.mkdir()

@@ -25,7 +25,7 @@ def request_(tmp_path: Path) -> Request:
     folder = tmp_path / "videos"
     folder.mkdir()
     for name in ("a.mp4", "b.mp4"):
-        (folder / name).write_text("not a video")
+        (folder / name).write_text(f"{name} is not a video")
     return request_of(source="folder", videos=folder, out=tmp_path / "out")
 
 
