@@ -10,6 +10,7 @@ from __future__ import annotations
 import base64
 import hashlib
 import io
+import re
 from collections import Counter
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
@@ -35,6 +36,7 @@ _MAX_CARDS = 60  # keyframes a video
 _MAX_TEXT = 600  # characters of a text from outside
 _MAX_SPEECH = 20_000  # characters of a transcript
 _THUMBNAIL_PX = 160
+_CONTROL = re.compile(r"[\x00-\x08\x0b-\x1f\x7f-\x9f]")
 _STAND_IN = "tags"  # the captioner that is a classifier, not a vision-language model
 
 
@@ -96,6 +98,7 @@ def _environment() -> jinja2.Environment:
     environment = jinja2.Environment(
         loader=jinja2.FileSystemLoader(_FOLDER / "templates"),
         autoescape=True,
+        finalize=_shown,
         undefined=jinja2.StrictUndefined,
         trim_blocks=True,
         lstrip_blocks=True,
@@ -105,6 +108,12 @@ def _environment() -> jinja2.Environment:
     environment.filters["words"] = lambda reason: str(reason).replace("_", " ")
     environment.globals["lanes"] = timeline
     return environment
+
+
+def _shown(value: Any) -> Any:
+    """Control characters in what comes from outside are no HTML: they are written out."""
+    is_ours = isinstance(value, Markup) or not isinstance(value, str)
+    return value if is_ours else _CONTROL.sub(lambda match: ascii(match[0])[1:-1], value)
 
 
 def _policy(style: str, script: str) -> str:

@@ -9,16 +9,21 @@ from __future__ import annotations
 
 import contextlib
 import io
+import ipaddress
+import socket
 from http.cookiejar import LoadError
 from pathlib import Path, PurePosixPath
 from typing import Any
 from urllib.parse import urlsplit
 
+from requests import PreparedRequest, Response
+from requests.adapters import BaseAdapter
 from yt_dlp import YoutubeDL
 from yt_dlp.cookies import YoutubeDLCookieJar
 from yt_dlp.extractor.youtube import YoutubeIE
 from yt_dlp.globals import plugin_dirs
-from yt_dlp.networking.exceptions import HTTPError
+from yt_dlp.networking._requests import RequestsRH
+from yt_dlp.networking.exceptions import HTTPError, RequestError
 
 from cookgen.errors import InputError, reason_of
 from cookgen.files import digest
@@ -41,12 +46,47 @@ class _Silent:
     def error(self, message: str) -> None: ...
 
 
-class Session(YoutubeDL):  # type: ignore[misc]
-    """A YoutubeDL that leaves no connection behind; yt-dlp closes one only when it was read to its end."""
+class _PublicOnly(BaseAdapter):
+    """Refuses to ask a host that is no public one. Links and redirects come from outside: they could make this machine
+    ask what only it can reach. Of a proxy's names we may know nothing; it looks them up itself."""
 
-    def __init__(self, options: dict[str, Any]) -> None:
+    def __init__(self, adapter: BaseAdapter) -> None:
+        super().__init__()
+        self._adapter = adapter
+
+    def send(self, request: PreparedRequest, *args: Any, **options: Any) -> Response:  # each redirect comes here too
+        host = urlsplit(str(request.url)).hostname or ""
+        private = next((address for address in _addresses(host) if not address.is_global), None)
+        if private is not None:
+            detail = f"leads to {host} ({private}), no public address; if you trust that host, name it in fetch.url"
+            raise RequestError(cause=NotFetchedError(Outcome.BLOCKED, detail))
+        return self._adapter.send(request, *args, **options)
+
+    def close(self) -> None:
+        self._adapter.close()
+
+
+class _PublicRH(RequestsRH):  # type: ignore[misc]
+    def _create_instance(self, *args: Any, **options: Any) -> Any:
+        session = super()._create_instance(*args, **options)
+        for prefix, adapter in list(session.adapters.items()):
+            session.mount(prefix, _PublicOnly(adapter))
+        return session
+
+
+class Session(YoutubeDL):  # type: ignore[misc]
+    """A YoutubeDL that leaves no connection behind; yt-dlp closes one only when it was read to its end.
+
+    is_private: whether hosts of a private network may be asked.
+    """
+
+    def __init__(self, options: dict[str, Any], *, is_private: bool = False) -> None:
         self._opened = contextlib.ExitStack()
+        self._handler = RequestsRH if is_private else _PublicRH
         super().__init__(options)
+
+    def build_request_director(self, handlers: Any, preferences: Any = None) -> Any:
+        return super().build_request_director([self._handler], preferences)
 
     def urlopen(self, request: Any) -> Any:
         try:
@@ -79,10 +119,25 @@ def download(video_id: str, url: str, work: Path, config: FetchConfig, watch: Wa
     Raises what yt-dlp raises, NotFetchedError where what would come is not this video, and what `watch` raises.
     """
     plugin_dirs.value = []
-    with Session(options(config, watch)) as session:
+    with Session(options(config, watch), is_private=_is_private(config)) as session:
         is_page = YoutubeIE.suitable(url)
         info = session.extract_info(url, download=False) if is_page else _direct(session, url, video_id)
         return save(session, info, video_id, work)
+
+
+def _is_private(config: FetchConfig) -> bool:
+    """Whether fetch.url, which the user wrote, names a host of a private network: it may redirect within that."""
+    host = urlsplit(config.url).hostname if config.url else None
+    return any(not address.is_global for address in _addresses(host or ""))
+
+
+def _addresses(host: str) -> list[ipaddress.IPv4Address | ipaddress.IPv6Address]:
+    """The addresses of a host as a connection would look it up; none where it has none."""
+    with contextlib.suppress(OSError, UnicodeError):
+        found = {str(address[0]).partition("%")[0] for *_, address in socket.getaddrinfo(host, None)}
+        parsed = [ipaddress.ip_address(address) for address in sorted(found)]
+        return [getattr(address, "ipv4_mapped", None) or address for address in parsed]
+    return []
 
 
 def options(config: FetchConfig, watch: Watch) -> dict[str, Any]:

@@ -18,7 +18,7 @@ from cookgen.files import atomic_path, file_sha256
 from cookgen.perception.picture_faults import StillWatch
 from cookgen.perception.shots import ShotDetection, detect_cuts, shot_spans
 from cookgen.records import Clip, Reason, Reject, Video
-from pipelines.cutting import Cut, Encoding, Failed, Footage, Made, cut_all, decode_small, plan_cut
+from pipelines.cutting import Cut, Encoding, Failed, Footage, Made, cut_all, decode_small, is_bt601, plan_cut
 from pipelines.ffmpeg import ffmpeg_build
 from pipelines.probe import MAX_DENOMINATOR, MICROSECONDS, demux, micros, open_container
 from pipelines.stage import Needs, Places, Stage
@@ -163,6 +163,7 @@ def _footage(video: Video, config: ClipsConfig, path: Path) -> Footage:
     with open_container(path) as container:
         timeline = demux(container, video.video_stream).timeline
         has_index = container.format.name not in UNINDEXED
+        by_bt601 = is_bt601(container.streams[video.video_stream])
     return Footage(
         path=path,
         video_stream=video.video_stream,
@@ -176,6 +177,7 @@ def _footage(video: Video, config: ClipsConfig, path: Path) -> Footage:
         keyframes=timeline.keyframes,
         end=timeline.end,
         has_index=has_index,
+        is_bt601=by_bt601,
     )
 
 
@@ -389,7 +391,7 @@ STAGE = Stage(
     writes=Clip,
     run=cut_clips,
     config=ClipsConfig(),
-    version=2,
+    version=3,
     needs=Needs(cpus=1),
     load=_places,
     model=_model,

@@ -67,6 +67,23 @@ def test_our_own_mistake_is_tried_again(request_: Request, monkeypatch: pytest.M
     assert "nothing to do" in run(request_)
 
 
+def test_of_two_files_with_the_same_bytes_the_first_is_the_video(request_: Request) -> None:
+    folder = request_.videos_folder()
+    shutil.copyfile(folder / "a.mp4", folder / "c.mp4")
+    assert flow.plan(request_).to_do["videos"] == 2
+    assert "2 to do" in run(request_)
+    rejects = {reject.path: reject for reject in read_table(table_path(request_.out, Reject), Reject)}
+    assert {path: reject.reason.value for path, reject in rejects.items()} == {
+        "a.mp4": "not_a_video",
+        "b.mp4": "not_a_video",
+        "c.mp4": "duplicate_video",
+    }
+    assert rejects["c.mp4"].detail == "the same content as a.mp4"
+    assert flow.report(request_)["videos"] == 3
+    (folder / "a.mp4").unlink()
+    assert "1 to do, 1 done before" in run(request_)  # c is the first now
+
+
 def test_status_says_whether_it_runs_without_touching_anything(request_: Request) -> None:
     run(request_)
     before = sorted((path, path.stat().st_mtime_ns) for path in request_.out.rglob("*"))

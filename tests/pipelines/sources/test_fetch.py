@@ -246,26 +246,30 @@ def test_a_file_that_is_too_large_is_left_after_its_first_block(video: bytes, tm
     assert files(tmp_path) == []
 
 
-def test_a_blocking_host_is_left_alone_and_the_others_are_not(video: bytes, tmp_path: Path) -> None:
+def test_a_blocking_host_is_left_alone_and_the_others_are_not(
+    video: bytes, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """Budget 3: three answers, then none; another host's videos come all the same."""
+    monkeypatch.delenv("no_proxy", raising=False)
     ids = [f"v{number}" for number in range(8)]
-    with (
-        media_server(lambda path, number: Reply(status=403)) as blocking,
-        media_server(lambda path, number: Reply(video)) as open_,
-    ):
-        listed = [Missing(f"n-{i}", i, f"{blocking.url}/{i}.mp4") for i in ids]
-        listed += [Missing(f"n-w{i}", f"w{i}", f"{open_.url}/{i}.mp4") for i in range(3)]
-        config = config_for(ytdlp=True, budget=3, connections=1)
+    listed = [Missing(f"n-{i}", i, f"http://blocking.invalid/{i}.mp4") for i in ids]
+    listed += [Missing(f"n-w{i}", f"w{i}", f"http://open.invalid/{i}.mp4") for i in range(3)]
+    with media_server(lambda path, number: Reply(status=403) if "blocking" in path else Reply(video)) as proxy:
+
+        def num_asked() -> int:
+            return sum("blocking" in path for path in proxy.paths())
+
+        config = config_for(ytdlp=True, proxy=proxy.url, budget=3, connections=1)
         skipped = fetch(tmp_path, listed, config)
-        assert len(blocking.asked) == 3
-        host = blocking.url.removeprefix("http://")
-        assert skipped == dict.fromkeys(ids[3:], f"not attempted: host {host} blocked after 3 answers")
+        assert num_asked() == 3
+        why = "not attempted: host blocking.invalid blocked after 3 answers"
+        assert skipped == dict.fromkeys(ids[3:], why)
         assert sorted(outcomes(tmp_path)) == [
             *[(i, "blocked") for i in ids[:3]],
             *[(f"w{i}", "ok") for i in range(3)],
         ]
         assert set(fetch(tmp_path, listed, config)) == set(ids[3:])  # the next run asks again, and burns no more
-        assert len(blocking.asked) == 6
+        assert num_asked() == 6
 
 
 def test_a_host_that_says_later_gets_its_time(video: bytes, tmp_path: Path) -> None:
@@ -308,6 +312,31 @@ def test_a_proxy_is_asked_instead(video: bytes, tmp_path: Path, monkeypatch: pyt
         fetch(tmp_path, missing("x"), config_for(ytdlp=True, url="http://away.invalid/{id}.mp4", proxy=proxy.url))
         assert set(proxy.paths()) == {"http://away.invalid/x.mp4"}
     assert outcomes(tmp_path) == [("x", "ok")]
+
+
+@pytest.mark.parametrize("host", ["127.0.0.1", "localhost", "2130706433", "[::ffff:127.0.0.1]", "0.0.0.0"])
+def test_a_redirect_from_outside_into_the_own_network_is_not_followed(
+    host: str, video: bytes, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.delenv("no_proxy", raising=False)
+    with media_server(lambda path, number: Reply(video)) as canary:
+        inside = (("Location", f"http://{host}:{canary.url.rpartition(':')[2]}/y.mp4"),)
+        with media_server(lambda path, number: Reply(status=302, headers=inside)) as proxy:
+            config = config_for(ytdlp=True, url="http://away.invalid/{id}.mp4", proxy=proxy.url)
+            fetch(tmp_path, missing("x"), config)
+            assert proxy.paths() == ["http://away.invalid/x.mp4"]
+    assert outcomes(tmp_path) == [("x", "blocked")]
+    assert "no public address; if you trust that host, name it in fetch.url" in lines(tmp_path)[0]["detail"]
+
+
+def test_a_link_into_the_own_network_is_asked_for_only_where_the_user_named_it(video: bytes, tmp_path: Path) -> None:
+    with media_server(lambda path, number: Reply(video)) as canary:
+        listed = [Missing("n-x", "x", f"{canary.url}/x.mp4")]
+        fetch(tmp_path, listed, config_for(ytdlp=True))
+        assert canary.asked == []
+        fetch(tmp_path, listed, config_for(canary))
+        assert canary.asked
+    assert outcomes(tmp_path) == [("x", "blocked"), ("x", "ok")]
 
 
 def test_no_secret_is_written_down(tmp_path: Path) -> None:
@@ -552,7 +581,7 @@ def test_picture_and_sound_apart_become_one_file(parts: Path, tmp_path: Path) ->
             {**sound, "format_id": "a", "url": f"{server.url}/sound.m4a"},
         ]
         given = {"id": "x", "title": "x", "extractor": "youtube", "extractor_key": "Youtube", "formats": formats}
-        with Session(options(FetchConfig(sleep_s=0.0), lambda num_bytes: None)) as ydl:
+        with Session(options(FetchConfig(sleep_s=0.0), lambda num_bytes: None), is_private=True) as ydl:
             info = ydl.process_ie_result(dict(given), download=False)
             whole = save(ydl, info, "x", tmp_path)
             with pytest.raises(NotFetchedError, match="another video, x"):
