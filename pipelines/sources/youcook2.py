@@ -9,7 +9,7 @@ from __future__ import annotations
 import json
 from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, NamedTuple
 
 from pydantic import BaseModel, Field, ValidationError
 
@@ -56,19 +56,25 @@ def list_videos(folders: Sequence[Path], annotations: Path) -> Iterator[SourceVi
             video_id=video_id,
             url=entry.video_url,
             topic=entry.recipe_type,
-            split=SPLITS[entry.subset],
-            segments=tuple(
-                Segment(start_s=item.segment[0], end_s=item.segment[1], text=item.sentence)
-                for item in entry.annotations
-            ),
+            split=entry.split,
+            segments=tuple(Segment(start_s=start, end_s=end, text=text) for start, end, text in entry.segments),
         )
 
 
-def _read(annotations: Path) -> dict[str, _Entry]:
+class _Video(NamedTuple):
+    """What is kept of an entry: of very many, a tenth of what their models would take."""
+
+    split: str
+    video_url: str | None
+    recipe_type: str | None
+    segments: tuple[tuple[float, float, str], ...]
+
+
+def _read(annotations: Path) -> dict[str, _Video]:
     remedy = "ANNOTATIONS must name youcookii_annotations_trainval.json or a file of the same form"
     try:
-        values: Any = json.loads(annotations.read_bytes())
-        json.dumps(values, ensure_ascii=False).encode()  # a lone surrogate is JSON, but no text
+        with annotations.open(encoding="utf-8-sig") as stream:
+            values: Any = json.load(stream)
     except OSError as error:
         raise InputError(f"{annotations}: {error.strerror}; {remedy}") from error
     except (ValueError, RecursionError) as error:  # also bytes that are not UTF-8
@@ -77,9 +83,13 @@ def _read(annotations: Path) -> dict[str, _Entry]:
     if not isinstance(database, dict) or not database:
         raise InputError(f"{annotations}: has no object 'database' with videos in it; {remedy}")
     entries = {}
-    for video_id, value in database.items():
+    for video_id in list(database):
+        value = database.pop(video_id)
         try:
+            json.dumps([video_id, value], ensure_ascii=False).encode()
             entry = _Entry.model_validate(value)
+        except UnicodeEncodeError as error:  # half a surrogate is JSON, but no text
+            raise InputError(f"{annotations}: not JSON ({error}); {remedy}") from error
         except ValidationError as error:
             first = error.errors()[0]
             field = ".".join(str(step) for step in first["loc"])
@@ -88,5 +98,6 @@ def _read(annotations: Path) -> dict[str, _Entry]:
             raise InputError(
                 f"{annotations}: video {video_id!r}, field subset: {entry.subset!r} is not one of {', '.join(SPLITS)}"
             )
-        entries[video_id] = entry
+        segments = tuple((*item.segment, item.sentence) for item in entry.annotations)
+        entries[video_id] = _Video(SPLITS[entry.subset], entry.video_url, entry.recipe_type, segments)
     return entries

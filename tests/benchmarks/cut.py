@@ -7,7 +7,8 @@ Speed: CPU-seconds, children counted, of the stage `clips` on annotated segments
 same encoder, preset, CRF, size and without sound; ratios are [median, least, greatest] over the rounds. The floor is
 one decode of the video and one encode of the kept frames, already scaled, each alone.
 Shots: the same with the shots found first, against one pass that decodes once and keeps the small frames.
-Memory: the peak of the process tree of `probe` and `cut` on three hours and on a minute.
+Memory: the peak of the process tree of `probe` and `cut` on three hours and on a minute, and of a dry run with an
+annotation file of 50 MB and of one video.
 Real videos are measured where COOKGEN_TEST_DATA names the folder that holds them.
 """
 
@@ -665,6 +666,35 @@ def memory(folder: Path) -> Iterator[dict[str, Any]]:
                 "bar": 300,
             }
             peaks[str(command[0])] = peak_bytes
+    (folder / "vid00000000.mp4").symlink_to(minute)
+    for name, num_videos in (("one video", 1), ("50 MB", 52_000)):
+        path = annotations(folder / f"{num_videos}.json", num_videos)
+        command = ["run", "--source", "youcook2", "--annotations", path, "--videos", folder, "--out", folder / "out"]
+        peak_bytes, code = peak_of([sys.executable, "-m", "pipelines", *map(str, command), "--dry-run"])
+        yield {
+            "bench": "memory",
+            "source": f"annotations of {name}",
+            "mb": round(path.stat().st_size / 1e6, 1),
+            "command": "run --dry-run",
+            "exit": code,
+            "peak_mib": round(peak_bytes / 2**20),
+            **({"more_mib": round((peak_bytes - peaks["run"]) / 2**20)} if "run" in peaks else {}),
+            "bar": 300,
+        }
+        peaks["run"] = peak_bytes
+
+
+def annotations(path: Path, num_videos: int) -> Path:
+    """YouCook2's annotation file of so many videos, eight steps each."""
+    steps_ = [
+        {"segment": [10 * n, 10 * n + 8], "id": n, "sentence": "cut the onion into thin slices and fry them in butter"}
+        for n in range(8)
+    ]
+    entry = {"duration": 320.1, "subset": "training", "recipe_type": "101", "annotations": steps_}
+    ids = (f"vid{number:08d}" for number in range(num_videos))
+    link = "https://www.youtube.com/watch?v="
+    path.write_text(json.dumps({"database": {id_: {**entry, "video_url": link + id_} for id_ in ids}}))
+    return path
 
 
 def peak_of(command: Sequence[str]) -> tuple[int, int]:
