@@ -14,7 +14,7 @@ run_options = $(if $(SOURCE),--source "$(SOURCE)") $(if $(VIDEOS),--videos "$(VI
 	$(if $(IDS),--ids "$(IDS)") $(if $(SET),--set $(SET))
 
 .DEFAULT_GOAL := help
-.PHONY: help setup shards test test-full check fix golden bench bench-env bench-dataset bench-director bench-cut bench-shots gpu clean
+.PHONY: help setup shards cluster-up cluster-down test test-full check fix golden bench bench-env bench-dataset bench-director bench-cut bench-engine bench-shots gpu clean
 
 help:  ## list the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-14s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -33,6 +33,12 @@ $(READY): pyproject.toml constraints.txt envs/models.txt
 
 shards: $(READY)  ## make the shard set: [SOURCE=demo|folder|youcook2|howto100m] [VIDEOS=dir] [ANNOTATIONS=file] [CAPTIONS=file] [OUT=shards] [RAY=address] [SET="name=value …"]
 	@$(BIN)/python -m pipelines run $(run_options)
+
+cluster-up: $(READY)  ## a local Ray of several nodes: [NODES=2]; then make shards RAY=127.0.0.1:6379
+	@$(BIN)/python -m pipelines.cluster up --nodes "$(or $(NODES),2)"
+
+cluster-down: $(READY)  ## end it
+	@$(BIN)/python -m pipelines.cluster down
 
 test: $(READY)  ## run the tests
 	CUDA_VISIBLE_DEVICES= $(BIN)/python -m pytest -n 2 --dist loadfile -m "not full and not gpu"
@@ -78,6 +84,9 @@ bench-director: $(READY)  ## what training a director on the shards in OUT costs
 
 bench-cut: $(READY)  ## whether every frame of a clip is the one asked for, and what cutting costs beside other ways
 	$(BIN)/python tests/benchmarks/cut.py
+
+bench-engine: $(READY)  ## what the pipeline costs around its stages, with 30,000 videos of made-up rows
+	$(BIN)/python tests/benchmarks/engine.py
 
 bench-shots: $(READY)  ## how well cuts and dissolves are found where it is known where they are
 	$(BIN)/python tests/benchmarks/shots.py

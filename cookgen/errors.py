@@ -73,3 +73,7 @@ class ModelServerError(CookgenError):
 def reason_of(error: Exception) -> str:
     """What a library's error says, in one line of at most 300 characters; its type where it says nothing."""
     return " ".join(str(error).split())[:300] or type(error).__name__
+
+
+class TooManyFailuresError(CookgenError):
+    """So much fails that a run stops instead of going through everything."""

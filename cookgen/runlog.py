@@ -64,10 +64,11 @@ class Progress:
             self._live.update(self._table(tallies, now), refresh=True)
         if final or now - self._shown >= PLAIN_SECONDS:
             self._shown = now
-            self._write(event="progress", stages={name: asdict(tally) for name, tally in tallies.items()})
+            left = max((self._eta(name, tally, now) or 0 for name, tally in tallies.items()), default=0)
+            stages = {name: asdict(tally) for name, tally in tallies.items()}
+            self._write(event="progress", stages=stages, seconds=now - self._started, left_s=left)
             if not self._live:
                 parts = [f"{name} {tally.done}/{tally.total}" for name, tally in tallies.items()]
-                left = max((self._eta(name, tally, now) or 0 for name, tally in tallies.items()), default=0)
                 eta = f"  about {left:.0f} s left" if left and not final else ""
                 self._console.print(
                     f"[{now - self._started:5.0f} s] {'  '.join(parts)}{eta}",

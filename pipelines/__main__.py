@@ -1,4 +1,4 @@
-"""The pipeline's command line: `python -m pipelines run|plan|status|report|retry|cut|probe`.
+"""The pipeline's command line: `python -m pipelines run|plan|status|report|retry|gc|cut|probe`.
 
 Exit codes: 0 done; 1 finished, but with nothing usable; 2 usage or input error, said in one line; 130 interrupted.
 """
@@ -19,6 +19,7 @@ from tyro.conf import UseAppendAction, arg
 from cookgen.commands import run_command
 from cookgen.config import to_values
 from cookgen.errors import UnknownNameError, UsageError
+from cookgen.records import Reason
 from pipelines import flow
 from pipelines.cut import cut, probe
 from pipelines.request import Request, request_of
@@ -38,6 +39,7 @@ def run(
     settings: Annotated[tuple[str, ...], arg(name="set", metavar="NAME=VALUE …")] = (),
     limit: int | None = None,
     ids: Path | None = None,
+    verify_inputs: bool = False,
     dry_run: bool = False,
     show_config: bool = False,
 ) -> int:
@@ -55,6 +57,7 @@ def run(
         settings: Values by dotted name, for example clips.max_s=20; --show-config lists them all.
         limit: Only the first N videos of the source.
         ids: A file with one video id a line: only these.
+        verify_inputs: Read every video to see whether it is what it was; else its size and time are trusted.
         dry_run: Say what would be done, and do nothing.
         show_config: Print the resolved configuration, and do nothing.
     """
@@ -75,7 +78,7 @@ def run(
     if dry_run:
         _say(_plan_text(flow.plan(request)))
         return 0
-    return _say_outcome(out, flow.run(request, engine=engine, address=ray))
+    return _say_outcome(out, flow.run(request, engine=engine, address=ray, verify_inputs=verify_inputs))
 
 
 def retry(
@@ -85,27 +88,43 @@ def retry(
     ray: str | None = None,
     engine: str = "ray",
 ) -> int:
-    """Runs the last `run` on OUT again, and asks anew for the videos whose link has one of these outcomes.
+    """Runs the last `run` on OUT again, and tries anew what ended in one of these ways, although that was final.
 
-    What was blocked, rate-limited or lost to the network every run tries again by itself. Reasons of the stages (in
-    tables/rejects.parquet) are none of this command's: change what they hang on, and run.
+    What was blocked, rate-limited or lost to the network, and a stage that failed fewer than three times, every run
+    tries again by itself. What comes of a video is the same again unless what it hangs on has changed.
 
     Args:
-        reason: removed, private, region or corrupt; may be given again and again.
+        reason: Of a link: removed, private, region or corrupt. Of a stage, as in tables/rejects.parquet: decode_error,
+            internal_error …. May be given again and again.
         out: The folder of the shard set.
         ray: Address of a Ray cluster; this machine alone without it.
         engine: ray, or inline for a plain loop without Ray.
     """
-    known = [outcome.value for outcome in Outcome if outcome is not Outcome.OK]
+    links = [outcome.value for outcome in Outcome if outcome is not Outcome.OK]
+    known = [*links, *(reason.value for reason in Reason)]
     for name in reason:
         if name not in known:
             raise UnknownNameError("reason", name, known)
     if not reason:
-        raise UsageError(f"retry needs --reason: one of {', '.join(known)}")
+        raise UsageError(f"retry needs --reason: {', '.join(links)}, or a reason in tables/rejects.parquet")
     request = Request.load(out.absolute())
-    if not request.config().fetch.places:
+    if not request.config().fetch.places and set(reason) & set(links):
         raise UsageError(f"retry: the last run on {out} fetched no videos; see fetch.… in --show-config")
     return _say_outcome(out, flow.run(request, engine=engine, address=ray, retry=reason))
+
+
+def gc(*, out: Path = Path("shards"), dry_run: bool = False) -> int:
+    """Removes what the last `run` on OUT does not need: results and clips of other settings, and of videos that the
+    source has no more.
+
+    Args:
+        out: The folder of the shard set.
+        dry_run: Say what would go, and remove nothing.
+    """
+    found = flow.collect_garbage(Request.load(out.absolute()), dry_run=dry_run)
+    would = "would go" if dry_run else "removed"
+    _say(f"{out}: {found.results} results and {found.media} files ({found.num_bytes / 2**20:.1f} MiB) {would}")
+    return 0
 
 
 def _say_outcome(out: Path, outcome: flow.Outcome) -> int:
@@ -144,10 +163,13 @@ def status(*, out: Path = Path("shards"), as_json: Annotated[bool, arg(name="jso
     if as_json:
         _say(json.dumps(found))
         return 0
-    _say(f"{out}: {found['state']}")
+    left = f", about {found['left_s']:.0f} s left" if found["state"] == "running" and found["left_s"] else ""
+    _say(f"{out}: {found['state']}{left}")
     for name, tally in found["stages"].items():
         rejects = "  ".join(f"{reason} {count}" for reason, count in sorted(tally["rejects"].items()))
-        _say(f"  {name:9} {tally['done']}/{tally['total']} videos  {tally['rows']} rows  {rejects}".rstrip())
+        made = tally["done"] - tally["reused"]
+        rate = f"{tally['seconds'] / made:.2f} s/video" if made else ""
+        _say(f"  {name:9} {tally['done']}/{tally['total']} videos  {tally['rows']} rows  {rate}  {rejects}".rstrip())
     if found["links"]:
         _say("  links     " + "  ".join(f"{outcome} {count}" for outcome, count in sorted(found["links"].items())))
     return 0
@@ -168,7 +190,14 @@ def report(*, out: Path = Path("shards"), as_json: Annotated[bool, arg(name="jso
 def _plan_text(found: flow.Plan) -> str:
     missing = f", {found.num_missing} missing" if found.num_missing else ""
     lines = [f"{found.num_videos} videos{missing}"]
-    lines += [f"  {name:9} {found.kept[name]} kept, {found.to_do[name]} to do" for name in found.kept]
+    for name, kept in found.kept.items():
+        why = "; ".join(f"{reason}: {count}" for reason, count in found.why.get(name, {}).items())
+        lines.append(f"  {name:9} {kept} kept, {found.to_do[name]} to do{f' ({why})' if why else ''}")
+    known = [seconds for seconds in found.seconds.values() if seconds is not None]
+    if known:
+        unknown = [name for name, seconds in found.seconds.items() if seconds is None]
+        but = f", without {', '.join(unknown)}" if unknown else ""
+        lines.append(f"about {sum(known):.0f} s of work by what such videos took before{but}, shared by all workers")
     return "\n".join(lines)
 
 
@@ -181,7 +210,16 @@ def main(args: Sequence[str] | None = None) -> int:
     """Runs a command and returns its exit code."""
     signal.signal(signal.SIGTERM, signal.default_int_handler)  # a polite kill cleans up as Ctrl-C does
     return run_command(
-        {"run": run, "plan": plan, "status": status, "report": report, "retry": retry, "cut": cut, "probe": probe},
+        {
+            "run": run,
+            "plan": plan,
+            "status": status,
+            "report": report,
+            "retry": retry,
+            "gc": gc,
+            "cut": cut,
+            "probe": probe,
+        },
         sys.argv[1:] if args is None else args,
         prog="python -m pipelines",
         description="Turns cooking videos into cookgen/1 shards.",

@@ -2,7 +2,8 @@
 
 Videos stream through a chain of operators, one pool of actors a stage, so that cutting, listening and the model calls
 overlap; an actor loads its model once. The rows that travel are the videos' JSON; media stay in the store's media
-folder, which all nodes must see. One actor beside the driver is the only writer of the store.
+folder, which all nodes must see. One actor beside the driver is the only writer of the store, and deals out the videos:
+the driver itself holds none of their rows.
 """
 
 from __future__ import annotations
@@ -12,6 +13,7 @@ import os
 import signal
 import socket
 import threading
+import time
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
@@ -24,49 +26,70 @@ os.environ["RAY_ENABLE_AUTO_CONNECT"] = "0"  # a late thread must not start a se
 
 import ray
 import ray.data
+import ray.util.metrics
+from ray._private import ray_constants
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
 from cookgen.errors import CookgenError, UsageError
+from cookgen.files import canonical_json
+from cookgen.records import SourceVideo
 from cookgen.runlog import Tally
 from pipelines import THREADS
-from pipelines.progress import CountedStore
-from pipelines.stage import Places, Result, Stage, VideoState, advance, failure, pending
+from pipelines.progress import CountedStore, FailuresConfig, Trace, Worker
+from pipelines.stage import Places, Result, Stage, VideoState, advance, failure, pending, resume
 from pipelines.store import Store
 
 _POLL_SECONDS = 0.5
 _MAX_ATTEMPTS = 3  # at a video whose worker dies each time; Ray alone would try it for ever
+_MAX_BLOCKS = 1000  # of videos that travel together
+_SEND_SECONDS = 0.2
 _OBJECT_STORE_BYTES = 256 * 2**20  # rows are small; a local Ray would take a third of the memory
 logging.getLogger("ray.data").setLevel(logging.ERROR)
 _CHECKOUT = Path(__file__).resolve().parents[1]
 
 
 class _StoreWriter:
-    """The store behind an actor: the only process that writes results."""
+    """The store behind an actor: the only process that writes results. It also deals out the videos."""
 
-    def __init__(self, out: Path, stages: tuple[Stage, ...], states: Sequence[str]) -> None:
-        self._stages = {stage.name: stage for stage in stages}
-        self._counted = CountedStore(Store(out), stages, [VideoState.from_json(state, stages) for state in states])
+    def __init__(
+        self, out: Path, stages: tuple[Stage, ...], sources: Sequence[str], failures: FailuresConfig, trace: Trace
+    ) -> None:
+        self._stages, self._store = {stage.name: stage for stage in stages}, Store(out)
+        self._sources = [SourceVideo.model_validate_json(source) for source in sources]
+        surveys = (resume(source, stages, find=self._store.known) for source in self._sources)
+        self._counted = CountedStore(self._store, stages, surveys, failures=failures, trace=trace)
         self._failure: Exception | None = None
         self._attempts: Counter[tuple[str, str]] = Counter()
+        self._metrics = _Metrics()
+
+    def state(self, order: int) -> tuple[str, list[str]]:
+        """A video as far as it is kept, and the stages of which something else is kept, under other keys."""
+        stages, source = tuple(self._stages.values()), self._sources[order]
+        state = resume(source, stages, find=self._store.get)
+        known = [name for name in pending(state, stages) if self._store.knows(self._stages[name], source.narrative)]
+        return state.to_json(), known
 
     def get(self, stage: str, key: str) -> str | None:
         result = self._counted.get(self._stages[stage], key)
         return None if result is None else result.to_json()
 
-    def put(self, result: str, stage: str) -> None:
-        self._counted.put(Result.from_json(result, self._stages[stage]))
+    def put(self, stage: str, worker: Worker, results: Sequence[tuple[str, float]]) -> None:
+        for text, ended_s in results:
+            result = Result.from_json(text, self._stages[stage])
+            self._metrics.count(result)
+            self._counted.put(result, worker=worker, ended_s=ended_s)
 
-    def attempt(self, stage: str, narrative: str) -> int:
-        """The how-many-th time it is that a worker begins this stage of this video."""
-        self._attempts[stage, narrative] += 1
-        return self._attempts[stage, narrative]
+    def attempt(self, stage: str, narratives: Sequence[str]) -> int:
+        """A worker begins this stage of these videos; the how-many-th time it is for the first of them."""
+        self._attempts.update((stage, narrative) for narrative in narratives)
+        return self._attempts[stage, narratives[0]]
 
     def tallies(self) -> dict[str, Tally]:
-        self._counted.store.flush_if_due()
+        self._store.flush_if_due()
         return self._counted.tallies
 
     def flush(self) -> None:
-        self._counted.store.flush()
+        self._counted.flush()
 
     def fail(self, error: Exception) -> None:
         """Remembers the first error that must end the run: Ray Data does not carry its type to the driver."""
@@ -76,18 +99,65 @@ class _StoreWriter:
         return self._failure
 
 
-class _StoreClient:
-    """The way to the store from a worker."""
+class _Metrics:
+    """The run's numbers among Ray's own, which Prometheus can collect."""
 
-    def __init__(self, writer: Any) -> None:
-        self._writer = writer
+    def __init__(self) -> None:
+        self._videos = ray.util.metrics.Counter(
+            "cookgen_videos", "Videos that a stage is done with", tag_keys=("stage", "outcome")
+        )
+        self._seconds = ray.util.metrics.Histogram(
+            "cookgen_stage_seconds",
+            "Seconds that a stage took for a video",
+            boundaries=[0.1, 0.3, 1, 3, 10, 30, 100, 300, 1000],
+            tag_keys=("stage",),
+        )
+
+    def count(self, result: Result) -> None:
+        outcome = next((reject.reason.value for reject in result.rejects if reject.is_video_level), "passed")
+        self._videos.inc(1, {"stage": result.stage, "outcome": outcome})
+        self._seconds.observe(result.seconds, {"stage": result.stage})
+
+
+class _StoreClient:
+    """The way to the store from a worker. What is put goes off at once where the work is slow, and else together."""
+
+    def __init__(self, stage: Stage, writer: Any) -> None:
+        self._stage, self._writer, self._worker = stage, writer, Worker.this()
+        self._waiting: list[tuple[str, float]] = []
+        self._on_their_way: list[Any] = []
+        self._sent_at = time.monotonic()
 
     def get(self, stage: Stage, key: str) -> Result | None:
         text = ray.get(self._writer.get.remote(stage.name, key))
         return None if text is None else Result.from_json(text, stage)
 
     def put(self, result: Result) -> None:
-        ray.get(self._writer.put.remote(result.to_json(), result.stage))
+        self._waiting.append((result.to_json(), time.time()))
+        if time.monotonic() - self._sent_at > _SEND_SECONDS:
+            self._send()
+
+    def flush(self) -> None:
+        """Returns when the store has all of it."""
+        self._send()
+        ray.get(self._on_their_way)
+        self._on_their_way.clear()
+
+    def _send(self) -> None:
+        self._sent_at = time.monotonic()
+        if self._waiting:
+            self._on_their_way.append(self._writer.put.remote(self._stage.name, self._worker, self._waiting))
+            self._waiting = []
+
+
+class _New:
+    """A store of which nothing is kept that could be of use."""
+
+    def __init__(self, client: _StoreClient) -> None:
+        self.put = client.put
+
+    def get(self, stage: Stage, key: str) -> None:
+        return None
 
 
 class _StageWorker:
@@ -95,23 +165,41 @@ class _StageWorker:
 
     def __init__(self, number: int, stages: tuple[Stage, ...], places: Places, writer: Any) -> None:
         self._stage, self._stages, self._places = stages[number], stages, places
-        self._writer, self._results = writer, _StoreClient(writer)
+        self._writer, self._client = writer, _StoreClient(stages[number], writer)
         self._tool: Any = None
+        # The one before it died, maybe of a video: then each is tried by itself, and what was done is looked up.
+        self._is_careful = ray.get_runtime_context().was_current_actor_reconstructed
 
-    def __call__(self, row: dict[str, Any]) -> dict[str, Any]:
-        state = VideoState.from_json(row["state"], self._stages)
+    def __call__(self, block: dict[str, Any]) -> dict[str, Any]:
         try:
-            if self._stage.name in pending(state, self._stages):
-                attempt = ray.get(self._writer.attempt.remote(self._stage.name, state.source.narrative))
-                if attempt > _MAX_ATTEMPTS:
-                    result = failure(self._stage, state, self._stages, f"its worker died {_MAX_ATTEMPTS} times")
-                    self._results.put(result)
-                    return {"order": row["order"], "state": state.with_result(result).to_json()}
-            state = advance(self._stage, state, self._stages, results=self._results, tool=self._load)
+            if "state" not in block:  # the first stage: only the numbers travel before it
+                found = ray.get([self._writer.state.remote(int(order)) for order in block["id"]])
+                states, known = [state for state, _ in found], [" ".join(names) for _, names in found]
+            else:
+                states, known = list(block["state"]), list(block["known"])
+            todo = [VideoState.from_json(state, self._stages) for state in states]
+            if not self._is_careful:
+                names = [state.source.narrative for state in todo if self._stage.name in pending(state, self._stages)]
+                if names:
+                    self._writer.attempt.remote(self._stage.name, names)
+            done = [self._advance(state, names.split()) for state, names in zip(todo, known, strict=True)]
+            self._client.flush()
         except CookgenError as error:
             ray.get(self._writer.fail.remote(getattr(error, "cause", error)))  # .cause: it came from the writer itself
             raise
-        return {"order": row["order"], "state": state.to_json()}
+        is_last = self._stage is self._stages[-1]
+        return {"state": ["" if is_last else state.to_json() for state in done], "known": known}
+
+    def _advance(self, state: VideoState, known: Sequence[str]) -> VideoState:
+        name, narrative = self._stage.name, state.source.narrative
+        if name not in pending(state, self._stages):
+            return state
+        if self._is_careful and ray.get(self._writer.attempt.remote(name, [narrative])) >= _MAX_ATTEMPTS:
+            result = failure(self._stage, state, self._stages, f"its worker died {_MAX_ATTEMPTS} times")
+            self._client.put(result)
+            return state.with_result(result)
+        results = self._client if self._is_careful or name in known else _New(self._client)
+        return advance(self._stage, state, self._stages, results=results, tool=self._load)
 
     def _load(self) -> Any:
         if self._tool is None and self._stage.load is not None:
@@ -120,15 +208,18 @@ class _StageWorker:
 
 
 def run(
-    states: Sequence[VideoState],
+    sources: Sequence[SourceVideo],
     stages: tuple[Stage, ...],
     *,
     out: Path,
     places: Places,
     address: str | None,
+    failures: FailuresConfig,
+    trace: Trace,
     show: Callable[[dict[str, Tally]], None],
-) -> list[VideoState]:
-    """Each video after its last stage, in the order given. Starts a local Ray unless `address` names a cluster.
+) -> None:
+    """Takes each video through the stages; what comes of it is in the store. Starts a local Ray unless `address` names
+    a cluster.
 
     Raises UsageError where no cluster answers at `address`, and whatever error of the run as a whole (a dead model
     server, a full disk) ended it in a worker; what was done until then is in the store.
@@ -138,7 +229,7 @@ def run(
     if threading.current_thread() is threading.main_thread():
         signal.signal(signal.SIGTERM, on_term)  # ray.init has put its own in its place
     try:
-        return _run(states, stages, out=out, places=places, show=show)
+        _run(sources, stages, out=out, places=places, failures=failures, trace=trace, show=show)
     except BaseException:
         logging.getLogger("ray.data").setLevel(logging.CRITICAL + 1)  # one line of ours says it
         raise
@@ -148,6 +239,8 @@ def run(
 
 def _connect(address: str | None) -> None:
     quiet: dict[str, Any] = {"logging_level": "ERROR", "log_to_driver": False, "configure_logging": False}
+    # Ray asks for no password: one of this machine alone must not listen on its outward addresses, as Ray's does.
+    ray_constants.ENABLE_RAY_CLUSTER = not (address is None or address.startswith("127.0.0.1:"))
     if address is None:
         ray.init(address="local", include_dashboard=False, object_store_memory=_OBJECT_STORE_BYTES, **quiet)
         return
@@ -180,29 +273,30 @@ def _no_cluster(address: str) -> UsageError:
 
 
 def _run(
-    states: Sequence[VideoState],
+    sources: Sequence[SourceVideo],
     stages: tuple[Stage, ...],
     *,
     out: Path,
     places: Places,
+    failures: FailuresConfig,
+    trace: Trace,
     show: Callable[[dict[str, Tally]], None],
-) -> list[VideoState]:
+) -> None:
     here = NodeAffinitySchedulingStrategy(ray.get_runtime_context().get_node_id(), soft=False)
-    rows = [{"order": order, "state": state.to_json()} for order, state in enumerate(states)]
+    texts = [canonical_json(source.to_json()) for source in sources]
     writer = (
         ray.remote(_StoreWriter)
         .options(num_cpus=0, scheduling_strategy=here)
-        .remote(out, stages, [row["state"] for row in rows])
+        .remote(out, stages, texts, failures, trace)
     )
-    finished: dict[int, VideoState] = {}
-    failures: list[BaseException] = []
+    errors: list[BaseException] = []
 
     def consume() -> None:
         try:
-            for row in _chain(rows, stages, places, writer):
-                finished[row["order"]] = VideoState.from_json(row["state"], stages)
+            for _ in _chain(len(sources), stages, places, writer):
+                pass
         except BaseException as error:  # noqa: BLE001 - carried to the main thread below
-            failures.append(error)
+            errors.append(error)
 
     # Ray Data is consumed beside the main thread, which shows progress and stays open to Ctrl-C.
     consumer = threading.Thread(target=consume, daemon=True)
@@ -211,31 +305,33 @@ def _run(
         consumer.join(_POLL_SECONDS)
         show(ray.get(writer.tallies.remote()))
     ray.get(writer.flush.remote())
-    if failures:
-        raise ray.get(writer.failure.remote()) or failures[0]
-    return [finished[order] for order in range(len(rows))]
+    if errors:
+        raise ray.get(writer.failure.remote()) or errors[0]
 
 
-def _chain(
-    rows: list[dict[str, Any]], stages: tuple[Stage, ...], places: Places, writer: Any
-) -> Iterator[dict[str, Any]]:
+def _chain(num_videos: int, stages: tuple[Stage, ...], places: Places, writer: Any) -> Iterator[Any]:
     context = ray.data.DataContext.get_current()
     context.enable_progress_bars = False
     context.enable_operator_progress_bars = False
     num_cpus = int(ray.cluster_resources().get("CPU", 1))
+    smallest = min(node["Resources"]["CPU"] for node in ray.nodes() if node["Alive"] and node["Resources"].get("CPU"))
     beside_driver = {"ray.io/node-id": ray.get_runtime_context().get_node_id()}
-    dataset = ray.data.from_items(rows, override_num_blocks=min(len(rows), 1000))
-    # Every pool holds at least one worker, so on a small machine the shares of a core must be smaller.
-    share = min(1.0, 0.9 * num_cpus / sum(stage.needs.cpus for stage in stages))
+    # Not ray.data.range, whose tasks need a core of their own: the workers may hold them all.
+    numbers = [{"id": number} for number in range(num_videos)]
+    dataset = ray.data.from_items(numbers, override_num_blocks=min(num_videos, _MAX_BLOCKS))
+    # Every pool holds at least one worker, and one node must have room for them all, for the others may be lost: where
+    # it is small, the shares of a core must be smaller.
+    share = min(1.0, 0.9 * smallest / sum(stage.needs.cpus for stage in stages))
     for number, stage in enumerate(stages):
         most = stage.needs.workers or max(1, num_cpus // 4)
         pool = ray.data.ActorPoolStrategy(min_size=1, max_size=most)
-        dataset = dataset.map(
+        dataset = dataset.map_batches(
             _StageWorker,
             fn_constructor_args=(number, stages, places, writer),
+            batch_size=None,
             num_cpus=round(share * stage.needs.cpus, 4),
             num_gpus=stage.needs.gpus or None,
             compute=pool,
             label_selector=beside_driver if stage.name in places.endpoints else None,
         )
-    yield from dataset.iter_rows()
+    yield from dataset.iter_batches(batch_size=None)

@@ -7,9 +7,9 @@ import json
 import shutil
 import socket
 from collections import Counter
-from collections.abc import Collection, Sequence
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from contextlib import ExitStack
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
@@ -17,15 +17,15 @@ from urllib.parse import urlsplit
 import pyarrow.parquet as pq
 
 import cookgen
-from cookgen.config import config_digest
+from cookgen.config import config_digest, to_values
 from cookgen.dataset.tables import check_schema, read_table, table_path
 from cookgen.errors import FormatError, ModelServerError, UnknownNameError, UsageError
-from cookgen.files import canonical_json, digest, explained, write_atomic
-from cookgen.records import TABLES, Action, Manifest, Narrative, Reject, SourceVideo
+from cookgen.files import canonical_json, digest, explained, file_sha256, write_atomic
+from cookgen.records import TABLES, Action, Lineage, Manifest, Narrative, Reason, Reject, SourceVideo, Video
 from cookgen.runlog import Progress, Tally
 from pipelines import inline
 from pipelines.profiles import Config
-from pipelines.progress import CountedStore
+from pipelines.progress import CountedStore, FailuresConfig, Trace
 from pipelines.report.page import report_page
 from pipelines.request import ID_LISTS, Item, Request, list_items, list_source, without_missing
 from pipelines.serve import serve_llm
@@ -33,7 +33,7 @@ from pipelines.sources import demo, howto100m, ledger
 from pipelines.sources.coverage import write_coverage
 from pipelines.sources.fetch import fetch_videos, fetched_folder, links_path
 from pipelines.sources.places import FetchPlace, Missing, open_places
-from pipelines.stage import Places, Stage, VideoState, pending, resume
+from pipelines.stage import Places, Stage, VideoState, failure, key_of, lineage_of, pending, resume
 from pipelines.stages import actions, captions, checks, clips, matches, shards, speech, videos
 from pipelines.store import Store, claim, is_locked, locked, require_space
 
@@ -48,6 +48,7 @@ STAGES: tuple[Stage, ...] = (
 )  # then shards.write_shards, which sees all videos at once
 
 ENGINES = ("ray", "inline")
+_MAX_ROUNDS = 3  # of the stages in one run
 
 
 def stages_of(config: Config) -> tuple[Stage, ...]:
@@ -62,23 +63,16 @@ def _configured(stage: Stage, config: Any) -> Stage:
 
 @dataclass(frozen=True)
 class Plan:
-    """What a run would do: for each stage, how many videos are kept and how many are to be done. Videos that a list
-    names and that are not here (`num_missing`) are in no other count."""
+    """What a run would do: for each stage, how many videos are kept and how many are to be done, why (reason ->
+    videos), and how many seconds of work that is by what such videos took before (None where there is no before).
+    Videos that a list names and that are not here (`num_missing`) are in no other count."""
 
     num_videos: int
     kept: dict[str, int]
     to_do: dict[str, int]
     num_missing: int = 0
-
-    @staticmethod
-    def of(states: Sequence[VideoState], stages: tuple[Stage, ...], *, num_missing: int = 0) -> Plan:
-        waiting = [pending(state, stages) for state in states]
-        return Plan(
-            num_videos=len(states),
-            kept={stage.name: sum(stage.name in state.results for state in states) for stage in stages},
-            to_do={stage.name: sum(stage.name in names for names in waiting) for stage in stages},
-            num_missing=num_missing,
-        )
+    why: dict[str, dict[str, int]] = field(default_factory=dict)
+    seconds: dict[str, float | None] = field(default_factory=dict)
 
 
 def plan(request: Request) -> Plan:
@@ -92,8 +86,67 @@ def plan(request: Request) -> Plan:
     store = Store(request.out)
     sources = [item for item in items if isinstance(item, SourceVideo)]
     sources, _ = videos.without_duplicates(sources, _places(request, store))
-    states = [resume(source, stages, results=store) for source in sources]
-    return Plan.of(states, stages, num_missing=len(_missing(items)))
+    states = [resume(source, stages, find=store.known) for source in sources]
+    waiting = [set(pending(state, stages)) for state in states]
+    kept = {stage.name: sum(stage.name in state.results for state in states) for stage in stages}
+    to_do = {stage.name: sum(stage.name in names for names in waiting) for stage in stages}
+    why: dict[str, dict[str, int]] = {}
+    seconds: dict[str, float | None] = {}
+    for stage in stages:
+        if to_do[stage.name]:
+            before = store.history(stage.name)
+            reasons = Counter(
+                _why(stage, state, stages, store, before)
+                for state, names in zip(states, waiting, strict=True)
+                if stage.name in names
+            )
+            why[stage.name] = dict(reasons.most_common())
+            took = [taken for _, taken in before.values()]
+            seconds[stage.name] = sum(took) / len(took) * to_do[stage.name] if took else None
+    return Plan(len(states), kept, to_do, len(_missing(items)), why, seconds)
+
+
+def _why(
+    stage: Stage,
+    state: VideoState,
+    stages: tuple[Stage, ...],
+    store: Store,
+    before: Mapping[str, tuple[Lineage, float]],
+) -> str:
+    """Why this stage of a video is to be done, beside what it was done with before."""
+    if not state.has(stage.reads, stages):
+        makers = [other.name for other in stages if other.writes in stage.reads and other.name not in state.results]
+        return f"after {' and '.join(makers)}"
+    lineage = lineage_of(stage, state, stages)
+    if store.failure(stage, key_of(stage, lineage, state.source)) is not None:
+        return "failed before"
+    if state.source.narrative not in before:
+        return "new"
+    old, _ = before[state.source.narrative]
+    if old.version != lineage.version:
+        return f"stale, version {old.version} -> {lineage.version}"
+    if old.config != lineage.config:
+        return f"stale, {_changes(store.config_values(old.config), to_values(stage.config, with_machinery=False))}"
+    if old.model != lineage.model:
+        parts = [str(model).split("+") for model in (old.model, lineage.model)]  # model+prompt-…
+        was, is_ = ("+".join(part for part in mine if part not in other) for mine, other in (parts, parts[::-1]))
+        return f"stale, {was or 'nothing'} -> {is_ or 'nothing'}"
+    return "stale, what it reads changed" if old.inputs != lineage.inputs else "lost, or the file was touched"
+
+
+def _changes(old: Mapping[str, Any] | None, new: Mapping[str, Any], prefix: str = "") -> str:
+    """The settings that differ."""
+    if old is None:
+        return "configuration changed"
+    lines = []
+    for name in sorted(old.keys() | new.keys()):
+        was, is_ = old.get(name), new.get(name)
+        if isinstance(was, dict) and isinstance(is_, dict):
+            lines += [_changes(was, is_, f"{prefix}{name}.")] if was != is_ else []
+        elif json.loads(canonical_json(is_)) != was:
+            short = " -> ".join(str(value) if len(str(value)) < 40 else "…" for value in (was, is_))
+            lines.append(f"{prefix}{name} {short}" if short != "… -> …" else f"{prefix}{name} changed")
+    return ", ".join(lines)
 
 
 @dataclass(frozen=True)
@@ -108,11 +161,20 @@ class Outcome:
         return sum(split.num_narratives for split in self.manifest.splits.values())
 
 
-def run(request: Request, *, engine: str = "ray", address: str | None = None, retry: Collection[str] = ()) -> Outcome:
+def run(
+    request: Request,
+    *,
+    engine: str = "ray",
+    address: str | None = None,
+    retry: Collection[str] = (),
+    verify_inputs: bool = False,
+) -> Outcome:
     """Runs everything that is not yet done and writes the shard set. What was done before is kept, always.
 
-    `retry` names outcomes of the link ledger whose videos are asked for again, although that is final. Raises
-    CookgenError for what the user can mend; the store keeps all that was done until then.
+    retry: outcomes of the link ledger whose videos are asked for again, and reasons of stages whose results are made
+    again, although they are final. verify_inputs: read every video whole, to see whether it is what it was; without,
+    its size and time are trusted. Raises CookgenError for what the user can mend; the store keeps all that was done
+    until then.
     """
     if engine not in ENGINES:
         raise UnknownNameError("engine", engine, ENGINES)
@@ -122,6 +184,7 @@ def run(request: Request, *, engine: str = "ray", address: str | None = None, re
     stages = stages_of(config)
     # Bad input is said before OUT is touched; the demo's own videos are made inside OUT first.
     items = [] if request.source == demo.NAME else list_items(request, config)
+    again = frozenset(retry) & set(Reason)
     places_to_ask = open_places(_missing(items), config.fetch)
     claim(request.out, request.source)
     with ExitStack() as stack:
@@ -140,41 +203,144 @@ def run(request: Request, *, engine: str = "ray", address: str | None = None, re
                 entries = howto100m.sample(request.annotations, config.howto100m)
                 howto100m.write_captions(request.captions, entries, fetched_folder(request.out))
                 items = list_items(request, config)
-            items = _fetch(items, places_to_ask, request, config, progress, retry=retry)
+            items = _fetch(items, places_to_ask, request, config, progress, retry=frozenset(retry) - again)
         listing = list(without_missing(items, request, config))
         sources = [item for item in listing if isinstance(item, SourceVideo)]
         source_rejects = [item for item in listing if isinstance(item, Reject)]
+        places = _places(request, store := Store(request.out))
+        is_changed = _forget(store, sources, stages, places, reasons=again, verify=verify_inputs, say=progress.say)
+        complete = request.out / ".store" / "complete.json"
         stamp = _stamp(listing, stages, config)
-        manifest = _complete_set(request.out, stamp)
+        manifest = None if is_changed else _complete_set(request.out, stamp)
         if manifest is not None:
             progress.say(f"nothing to do: {request.out} is complete for these {len(sources)} videos")
             return Outcome(manifest, _origins(request.out))
-        complete = request.out / ".store" / "complete.json"
         complete.unlink(missing_ok=True)
-        store = Store(request.out)
-        places = _places(request, store)
         sources, duplicates = videos.without_duplicates(sources, places)
         source_rejects += duplicates
-        states = [resume(source, stages, results=store) for source in sources]
-        todo = [state for state in states if pending(state, stages)]
-        require_space(request.out, 64 * 2**20 + sum(state.source.num_bytes for state in todo))
+        todo = _pending(sources, stages, store)
+        require_space(request.out, 64 * 2**20 + sum(source.num_bytes for source in todo))
         progress.say(f"{len(sources)} videos: {len(todo)} to do, {len(sources) - len(todo)} done before")
         if todo:
+            for stage in stages:
+                store.note_config(stage.config)
             if config.actions.endpoint is not None:
                 _reach(config.actions.endpoint)
-            elif any(_needs_llm(state, stages) for state in todo):
+            elif any(_needs_llm(source, stages, store) for source in todo):
                 url = stack.enter_context(
                     serve_llm(config.server, model=config.actions.model, log_folder=request.out / ".runs")
                 )
                 places = replace(places, endpoints={actions.NAME: url})
-            done = _execute(todo, stages, store, places, progress, engine=engine, address=address)
-            by_name = {state.source.narrative: state for state in done}
-            states = [by_name.get(state.source.narrative, state) for state in states]
-            Store(request.out).compact()
+            for _ in range(_MAX_ROUNDS):
+                _execute(todo, stages, store, places, progress, config.failures, engine=engine, address=address)
+                store = Store(request.out)
+                # What a lost node took along after it was counted as done; mostly nothing.
+                todo = [source for source in _pending(todo, stages, store) if not _has_failed(source, stages, store)]
+                if not todo:
+                    break
+            store.compact()
+        states = _Finished(sources, stages, store)
         manifest = _write_set(request, config, stages, states, source_rejects, places)
-        if all(result.is_final for state in states for result in state.results.values()):
+        if not _pending(sources, stages, store):
             write_atomic(complete, canonical_json({"stamp": stamp}))
         return Outcome(manifest, _origins(request.out))
+
+
+class _Finished(Sequence[VideoState]):
+    """The videos with all that is kept of them, each read when it is asked for. A stage that failed is among the
+    results: its reject says why."""
+
+    def __init__(self, sources: Sequence[SourceVideo], stages: tuple[Stage, ...], store: Store) -> None:
+        self._sources, self._stages, self._store = sources, stages, store
+
+    def __len__(self) -> int:
+        return len(self._sources)
+
+    def __getitem__(self, index: Any) -> Any:
+        state = resume(self._sources[index], self._stages, find=self._store.get)
+        failed = _failed_stage(state, self._stages, self._store)
+        return state if failed is None else state.with_result(failure(failed[0], state, self._stages, failed[1]))
+
+
+def _failed_stage(state: VideoState, stages: tuple[Stage, ...], store: Store) -> tuple[Stage, str] | None:
+    """The stage that a video could not pass, and what was said."""
+    for stage in stages:
+        if stage.name in pending(state, stages) and state.has(stage.reads, stages):
+            why = store.failure(stage, key_of(stage, lineage_of(stage, state, stages), state.source))
+            if why is not None:
+                return stage, why
+    return None
+
+
+def _pending(sources: Iterable[SourceVideo], stages: tuple[Stage, ...], store: Store) -> list[SourceVideo]:
+    return [source for source in sources if pending(resume(source, stages, find=store.known), stages)]
+
+
+def _has_failed(source: SourceVideo, stages: tuple[Stage, ...], store: Store) -> bool:
+    return _failed_stage(resume(source, stages, find=store.known), stages, store) is not None
+
+
+def _forget(
+    store: Store,
+    sources: Sequence[SourceVideo],
+    stages: tuple[Stage, ...],
+    places: Places,
+    *,
+    reasons: frozenset[str],
+    verify: bool,
+    say: Callable[[str], None],
+) -> bool:
+    """Forgets the results with these reasons, and with `verify` those of videos whose bytes are not what they were.
+    Returns whether there were any."""
+    dropped = 0
+    if reasons:
+        dropped = len(store.drop(lambda kept: not reasons.isdisjoint(kept.reasons)))
+        if Reason.INTERNAL_ERROR in reasons:
+            store.drop_failures()
+        say(f"{dropped} results are made again: {', '.join(sorted(reasons))}")
+    if verify:
+        first, changed = stages[0], set()
+        for source in sources:
+            result = store.get(first, key_of(first, lineage_of(first, VideoState(source), stages), source))
+            for row in result.rows if result is not None else ():
+                with contextlib.suppress(OSError):  # a file that cannot be read is the stage's business
+                    if isinstance(row, Video) and file_sha256(places.source(source.path)) != row.sha256:
+                        changed.add(result.key if result else "")
+        dropped += len(store.drop(lambda kept: kept.key in changed))
+        say(f"inputs verified: {len(changed)} of {len(sources)} videos are not what they were")
+    return dropped > 0
+
+
+@dataclass(frozen=True)
+class Garbage:
+    """What `gc` removed, or would remove."""
+
+    results: int
+    media: int
+    num_bytes: int
+
+
+def collect_garbage(request: Request, *, dry_run: bool = False) -> Garbage:
+    """Removes what the last run's videos and configuration do not refer to: results, clips and keyframes, and what
+    killed runs left. Raises OutputInUseError while a run goes on."""
+    config = request.config()
+    stages = stages_of(config)
+    with locked(request.out):
+        store = Store(request.out)
+        sources = [item for item in list_items(request, config) if isinstance(item, SourceVideo)]
+        states = (resume(source, stages, find=store.known) for source in sources)
+        wanted = {(result.stage, result.key) for state in states for result in state.results.values()}
+        garbage = [kept for kept in store.kept() if (kept.stage, kept.key) not in wanted]
+        used = {medium.split()[0] for kept in store.kept() if (kept.stage, kept.key) in wanted for medium in kept.media}
+        files = [path for path in store.media.rglob("*") if path.is_file() and path.name not in used]
+        files += [path for path in (store.root / "scratch").rglob("*") if path.is_file()]
+        found = Garbage(len(garbage), len(files), sum(path.stat().st_size for path in files))
+        if not dry_run:
+            store.drop(lambda kept: (kept.stage, kept.key) not in wanted)
+            for path in files:
+                path.unlink()
+            store.compact()
+        return found
 
 
 def _places(request: Request, store: Store) -> Places:
@@ -222,31 +388,35 @@ def _reach(endpoint: str) -> None:
         ) from error
 
 
-def _needs_llm(state: VideoState, stages: tuple[Stage, ...]) -> bool:
-    return actions.STAGE.name in pending(state, stages) and not state.source.segments
+def _needs_llm(source: SourceVideo, stages: tuple[Stage, ...], store: Store) -> bool:
+    state = resume(source, stages, find=store.known)
+    return actions.STAGE.name in pending(state, stages) and not source.segments
 
 
 def _execute(
-    todo: Sequence[VideoState],
+    todo: Sequence[SourceVideo],
     stages: tuple[Stage, ...],
     store: Store,
     places: Places,
     progress: Progress,
+    failures: FailuresConfig,
     *,
     engine: str,
     address: str | None,
-) -> list[VideoState]:
+) -> None:
+    """Takes the videos through the stages; what comes of it is in the store."""
+    out = store.root.parent
+    trace = Trace(out / ".runs")
     if engine == "inline":
-        counted = CountedStore(store, stages, todo)
-        done = []
+        surveys = (resume(source, stages, find=store.known) for source in todo)
+        counted = CountedStore(store, stages, surveys, failures=failures, trace=trace)
         try:
-            for state in inline.run(todo, stages, results=counted, places=places):
-                done.append(state)
+            for _ in inline.run(todo, stages, results=counted, places=places):
                 progress.show(counted.tallies)
         finally:
-            store.flush()
+            counted.flush()
         progress.show(counted.tallies, final=True)
-        return done
+        return
     from pipelines import engine as ray_engine  # only now: a run with nothing to do never imports Ray
 
     tallies: dict[str, Tally] = {}
@@ -255,9 +425,8 @@ def _execute(
         tallies.update(newest)
         progress.show(tallies)
 
-    done = ray_engine.run(todo, stages, out=store.root.parent, places=places, address=address, show=show)
+    ray_engine.run(todo, stages, out=out, places=places, address=address, failures=failures, trace=trace, show=show)
     progress.show(tallies, final=True)
-    return done
 
 
 def _origins(out: Path) -> Counter[str]:
@@ -321,17 +490,22 @@ def _write_set(
 
 
 def status(out: Path) -> dict[str, Any]:
-    """How far the last run on OUT is: `state` ("running", "complete" or "stopped"), a tally a stage, and `links`: how
-    many videos that were asked for have which outcome."""
+    """How far the last run on OUT is: `state` ("running", "complete" or "stopped"), a tally a stage, about how many
+    seconds are left (`left_s`), and `links`: how many videos that were asked for have which outcome."""
     Request.load(out)
     newest: dict[str, Any] = {}
     with contextlib.suppress(FileNotFoundError):
         for line in (out / ".runs" / "progress.jsonl").read_text(encoding="utf-8").splitlines():
             with contextlib.suppress(ValueError):  # the last line may be half written
                 event = json.loads(line)
-                newest = event["stages"] if event["event"] == "progress" else newest
+                newest = event if event["event"] == "progress" else newest
     state = "running" if is_locked(out) else "complete" if _complete_set(out) else "stopped"
-    return {"state": state, "stages": newest, "links": ledger.Ledger(links_path(out)).counts()}
+    return {
+        "state": state,
+        "stages": newest.get("stages", {}),
+        "left_s": newest.get("left_s"),
+        "links": ledger.Ledger(links_path(out)).counts(),
+    }
 
 
 def report(request: Request) -> dict[str, Any]:
@@ -342,18 +516,19 @@ def report(request: Request) -> dict[str, Any]:
     store = Store(request.out)
     places = _places(request, store)
     sources, duplicates = videos.without_duplicates([i for i in listing if isinstance(i, SourceVideo)], places)
-    states = [resume(source, stages, results=store) for source in sources]
+    states = _Finished(sources, stages, store)
     source_rejects = [*(item for item in listing if isinstance(item, Reject)), *duplicates]
     page = _page(request.out, config, states, source_rejects, places)
     with explained(request.out):
         write_atomic(request.out / "report.html", page)
     rejects = list(read_table(table_path(request.out, Reject), Reject))
+    passed = Counter({stage.name: 0 for stage in stages})
+    for source in sources:
+        known = resume(source, stages, find=store.known)
+        passed.update(name for name, result in known.results.items() if result.num_rows)
     return {
         "videos": len(listing),
-        "passed": {
-            stage.name: sum(bool(state.results[stage.name].rows) for state in states if stage.name in state.results)
-            for stage in stages
-        },
+        "passed": dict(sorted(passed.items())),
         "narratives": len(list(read_table(table_path(request.out, Narrative), Narrative))),
         "rejected_videos": dict(Counter(reject.reason.value for reject in rejects if reject.is_video_level)),
     }

@@ -6,11 +6,12 @@ from collections.abc import Iterable, Iterator
 from functools import cache, partial
 from typing import Any
 
-from pipelines.stage import Places, Results, Stage, VideoState, advance
+from cookgen.records import SourceVideo
+from pipelines.stage import Keeper, Places, Stage, VideoState, advance, resume
 
 
 def run(
-    states: Iterable[VideoState], stages: tuple[Stage, ...], *, results: Results, places: Places
+    sources: Iterable[SourceVideo], stages: tuple[Stage, ...], *, results: Keeper, places: Places
 ) -> Iterator[VideoState]:
     """Each video after its last stage, in the order given. A stage's tool is loaded at its first use, once."""
 
@@ -19,7 +20,8 @@ def run(
         assert stage.load is not None
         return stage.load(stage.config, places)
 
-    for state in states:
+    for source in sources:
+        state = resume(source, stages, find=results.get)
         for stage in stages:
             state = advance(stage, state, stages, results=results, tool=partial(tool, stage))
         yield state

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 
+from pipelines.progress import FailuresConfig
 from pipelines.serve import ServerConfig
 from pipelines.sources.demo import DemoConfig
 from pipelines.sources.howto100m import HowTo100MConfig
@@ -36,6 +37,7 @@ class Config:
     checks: ChecksConfig = ChecksConfig()
     shards: ShardsConfig = ShardsConfig()
     server: ServerConfig = ServerConfig()
+    failures: FailuresConfig = FailuresConfig()
 
 
 def embedded(source: str) -> Config:

@@ -23,6 +23,10 @@ from cookgen.config import config_digest
 from cookgen.errors import ModelError, ModelServerError, OutputError, UsageError
 from cookgen.files import canonical_json, digest
 from cookgen.records import Lineage, Reason, Record, Reject, SourceVideo
+from pipelines.ffmpeg import ChildKilledError
+
+RETRY_PAUSES_S = (1.0, 4.0)  # before a stage is tried again on a video, where its failure can pass
+_STUMBLES = (errno.EIO, errno.ESTALE, errno.ETIMEDOUT, errno.EAGAIN, errno.EINTR)
 
 
 def medium_path(media: Path, sha256: str, suffix: str) -> Path:
@@ -98,9 +102,22 @@ class Result:
         return any(reject.is_video_level for reject in self.rejects)
 
     @property
-    def is_final(self) -> bool:
-        """Whether the result may be kept: our own mistakes are tried again."""
-        return all(reject.reason is not Reason.INTERNAL_ERROR for reject in self.rejects)
+    def num_rows(self) -> int:
+        return len(self.rows)
+
+    @property
+    def reasons(self) -> tuple[str, ...]:
+        """The reason of each reject."""
+        return tuple(reject.reason.value for reject in self.rejects)
+
+    @property
+    def is_failure(self) -> bool:
+        """Whether the stage failed, which says nothing of the video: it is tried again."""
+        return any(reject.reason is Reason.INTERNAL_ERROR for reject in self.rejects)
+
+    def at(self, path: str) -> Result:
+        """The result with rejects that name the file where it lies now: a path is in no key."""
+        return replace(self, rejects=tuple(reject.model_copy(update={"path": path}) for reject in self.rejects))
 
     def to_json(self) -> str:
         """Canonical JSON; Result.from_json reads it back."""
@@ -131,8 +148,31 @@ class Result:
         )
 
 
-class Results(Protocol):
-    """Where results are looked up and kept: the store, or the way to it from another process."""
+@dataclass(frozen=True, slots=True)
+class Kept:
+    """What is known of a result in the store whose rows were not read: a run knows of very many.
+
+    media: file name and size of each of its clips and keyframes, "ab….mp4 123".
+    """
+
+    stage: str
+    key: str
+    narrative: str
+    content: str
+    stops_video: bool
+    num_rows: int
+    reasons: tuple[str, ...]
+    media: tuple[str, ...] = ()
+
+    def at(self, path: str) -> Kept:
+        return self
+
+
+Known = Result | Kept
+
+
+class Keeper(Protocol):
+    """Where results are looked up and kept."""
 
     def get(self, stage: Stage, key: str) -> Result | None: ...
     def put(self, result: Result) -> None: ...
@@ -140,10 +180,13 @@ class Results(Protocol):
 
 @dataclass(frozen=True)
 class VideoState:
-    """One video on its way through the stages: what its source said, and the results so far by stage name."""
+    """One video on its way through the stages: what its source said, and the results so far by stage name.
+
+    To see what is still to be done it is enough to know of the results (Kept); stages get whole ones.
+    """
 
     source: SourceVideo
-    results: Mapping[str, Result] = field(default_factory=dict)
+    results: Mapping[str, Known] = field(default_factory=dict)
 
     @property
     def is_stopped(self) -> bool:
@@ -153,7 +196,9 @@ class VideoState:
         """The rows of a record type: the row itself for one-a-video records, else a tuple."""
         if record is SourceVideo:
             return self.source
-        rows = self._result(record, stages).rows
+        result = self._result(record, stages)
+        assert isinstance(result, Result), f"{result.key}: only known of"
+        rows = result.rows
         return rows[0] if record.PER_VIDEO == "one" else rows
 
     def has(self, records: Iterable[type[Record]], stages: Iterable[Stage]) -> bool:
@@ -165,17 +210,22 @@ class VideoState:
         """Digest of what `rows` returns."""
         return self.source.content_digest() if record is SourceVideo else self._result(record, stages).content
 
-    def _result(self, record: type[Record], stages: Iterable[Stage]) -> Result:
+    def _result(self, record: type[Record], stages: Iterable[Stage]) -> Known:
         return next(self.results[stage.name] for stage in stages if stage.writes is record)
 
-    def with_result(self, result: Result) -> VideoState:
-        """The state with one more result. Its rejects name the file where it lies now: a path is in no key."""
-        here = tuple(reject.model_copy(update={"path": self.source.path}) for reject in result.rejects)
-        return replace(self, results={**self.results, result.stage: replace(result, rejects=here)})
+    @property
+    def whole(self) -> dict[str, Result]:
+        """The results, of which none is only known of."""
+        assert all(isinstance(result, Result) for result in self.results.values()), self.source.narrative
+        return {name: result for name, result in self.results.items() if isinstance(result, Result)}
+
+    def with_result(self, result: Known) -> VideoState:
+        """The state with one more result."""
+        return replace(self, results={**self.results, result.stage: result.at(self.source.path)})
 
     def to_json(self) -> str:
         """JSON that VideoState.from_json reads back: how a video travels between processes."""
-        results = {name: result.to_json() for name, result in self.results.items()}
+        results = {name: result.to_json() for name, result in self.whole.items()}
         return json.dumps({"source": self.source.to_json(), "results": results})
 
     @staticmethod
@@ -213,15 +263,18 @@ def key_of(stage: Stage, lineage: Lineage, source: SourceVideo) -> str:
     return digest({"stage": stage.name, **lineage.to_json(), **file_time})
 
 
-def resume(source: SourceVideo, stages: tuple[Stage, ...], *, results: Results) -> VideoState:
-    """The video as far as its results are kept, computing nothing. What `pending` names is still to be done."""
+def resume(source: SourceVideo, stages: tuple[Stage, ...], *, find: Callable[[Stage, str], Known | None]) -> VideoState:
+    """The video as far as its results are kept, computing nothing. What `pending` names is still to be done.
+
+    find: Store.get for whole results, Store.known where it is enough to know of them.
+    """
     state = VideoState(source)
     for stage in stages:
         if state.is_stopped:
             break
         if not state.has(stage.reads, stages):
             continue
-        result = results.get(stage, key_of(stage, lineage_of(stage, state, stages), source))
+        result = find(stage, key_of(stage, lineage_of(stage, state, stages), source))
         if result is not None:
             state = state.with_result(result)
     return state
@@ -233,7 +286,7 @@ def pending(state: VideoState, stages: tuple[Stage, ...]) -> list[str]:
 
 
 def advance(
-    stage: Stage, state: VideoState, stages: tuple[Stage, ...], *, results: Results, tool: Callable[[], Any]
+    stage: Stage, state: VideoState, stages: tuple[Stage, ...], *, results: Keeper, tool: Callable[[], Any]
 ) -> VideoState:
     """The video after this stage: from what is kept, or computed now and kept. A stopped video passes untouched.
 
@@ -261,23 +314,33 @@ def compute(
 ) -> Result:
     """Runs the stage on one video.
 
-    What nobody foresaw becomes the reject internal_error of this video alone. Errors of the whole run pass through: a
-    disk that is full, a model that is missing, a model server that is dead, a configuration that cannot be.
+    What can pass (a child that was killed, a network file system that stumbled) is tried again here, with growing
+    pauses. What nobody foresaw becomes the reject internal_error of this video alone. Errors of the whole run pass
+    through: a disk that is full, a model that is missing, a model server that is dead, a configuration that cannot be.
     """
     inputs = [state.rows(record, stages) for record in stage.reads]
     extra = {} if stage.load is None else {"tool": tool()}
     started = time.monotonic()
     rows: list[Record] = []
     rejects: list[Reject] = []
-    try:
-        for item in stage.run(*inputs, config=stage.config, **extra):
-            (rejects if isinstance(item, Reject) else rows).append(item)  # type: ignore[arg-type]
-    except (OutputError, ModelError, ModelServerError, UsageError, MemoryError):
-        raise
-    except Exception as error:  # one video must not end the run of all the others
-        if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT):
-            raise OutputError(f"{error.filename or 'OUT'}: the disk is full. Free some space and run again") from error
-        return failure(stage, state, stages, f"{type(error).__name__}: {error}")
+    for pause_s in (*RETRY_PAUSES_S, None):
+        rows.clear()
+        rejects.clear()
+        try:
+            for item in stage.run(*inputs, config=stage.config, **extra):
+                (rejects if isinstance(item, Reject) else rows).append(item)  # type: ignore[arg-type]
+            break
+        except (OutputError, ModelError, ModelServerError, UsageError, MemoryError):
+            raise
+        except Exception as error:  # one video must not end the run of all the others
+            number = error.errno if isinstance(error, OSError) else None
+            if number in (errno.ENOSPC, errno.EDQUOT):
+                where = getattr(error, "filename", None) or "OUT"
+                raise OutputError(f"{where}: the disk is full. Free some space and run again") from error
+            can_pass = isinstance(error, ChildKilledError) or number in _STUMBLES
+            if pause_s is None or not can_pass:
+                return failure(stage, state, stages, f"{type(error).__name__}: {error}")
+            time.sleep(pause_s)
     for item in (*rows, *rejects):
         owner = getattr(item, "narrative", None)
         assert owner == state.source.narrative, (
@@ -297,7 +360,7 @@ def compute(
 
 
 def failure(stage: Stage, state: VideoState, stages: tuple[Stage, ...], detail: str) -> Result:
-    """The result that is our own mistake: one reject internal_error, which is not kept."""
+    """The result of a stage that failed: one reject internal_error. It is kept only after several attempts."""
     source, lineage = state.source, lineage_of(stage, state, stages)
     reject = Reject(
         narrative=source.narrative, path=source.path, stage=stage.name, reason=Reason.INTERNAL_ERROR, detail=detail

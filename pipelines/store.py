@@ -1,6 +1,8 @@
 """Results on disk: content-keyed, atomic, written in groups.
 
     OUT/.store/results/<stage>/<number>.parquet    results, at most GROUP_SIZE a part, or those of GROUP_SECONDS
+    OUT/.store/failures.jsonl                      each time that a stage failed on a video
+    OUT/.store/configs/<digest>.json               the configurations that results were made with
     OUT/.store/media/ab/abcd….mp4                  clips and keyframes, named by their own sha256
     OUT/.store/owner.json                          which source this folder belongs to
     OUT/.store/lock                                held by the one run that may write
@@ -17,23 +19,48 @@ import json
 import shutil
 import time
 from collections import OrderedDict
+from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
-from typing import Any
+from sys import intern
+from typing import Any, NamedTuple
 
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from cookgen.config import config_digest, to_values
 from cookgen.errors import OutputError
 from cookgen.files import atomic_path, canonical_json, explained, lock_held, write_atomic
-from cookgen.records import FORMAT, Clip
-from pipelines.stage import Result, Stage, medium_path
+from cookgen.records import FORMAT, Clip, Lineage
+from pipelines.stage import Kept, Result, Stage, medium_path
 
 GROUP_SIZE = 64
 GROUP_SECONDS = 5.0
 COMPACT_PARTS = 16  # more parts than this in a stage are merged when a run ends
-_CACHED_PARTS = 8
+MAX_ATTEMPTS = 3  # failures of a stage on a video after which it is left alone
+_CACHED_GROUPS = 8
 _PARTS = "[0-9]*.parquet"  # not the .tmp- files that a killed run may have left
-_SCHEMA = pa.schema([("key", pa.string()), ("narrative", pa.string()), ("result", pa.large_string())])
+_SCHEMA = pa.schema(
+    [
+        ("key", pa.string()),
+        ("narrative", pa.string()),
+        ("result", pa.large_string()),
+        # What is asked of very many results at once, so that their rows need not be read:
+        ("lineage", pa.string()),
+        ("seconds", pa.float64()),
+        ("content", pa.string()),
+        ("stops_video", pa.bool_()),
+        ("num_rows", pa.int64()),
+        ("reasons", pa.list_(pa.string())),
+        ("media", pa.list_(pa.string())),
+    ]
+)
+_INDEXED = ("key", "narrative", "content", "stops_video", "num_rows", "reasons", "media")
+
+
+class _Place(NamedTuple):
+    part: Path
+    group: int
+    row: int
 
 
 class Store:
@@ -43,46 +70,82 @@ class Store:
         self.root = out / ".store"
         self.media = self.root / "media"
         self._results = self.root / "results"
-        self._index: dict[tuple[str, str], tuple[Path, int]] = {}
-        self._parts: OrderedDict[Path, list[str]] = OrderedDict()
+        self._index: dict[tuple[str, str], tuple[Kept, _Place]] = {}
+        self._narratives: set[tuple[str, str]] = set()
+        self._groups: OrderedDict[tuple[Path, int], list[str]] = OrderedDict()
         self._waiting: dict[tuple[str, str], Result] = {}
         self._written_at = time.monotonic()
         for part in sorted(self._results.glob(f"*/{_PARTS}")):
             self._add_to_index(part)
+        self._failures = _read_failures(self._failures_path)
+
+    @property
+    def _failures_path(self) -> Path:
+        return self.root / "failures.jsonl"
 
     def __contains__(self, stage_key: tuple[str, str]) -> bool:
         return stage_key in self._index or stage_key in self._waiting
 
-    def get(self, stage: Stage, key: str) -> Result | None:
-        """The result kept under this key, or None. One whose clips are no longer whole in the media folder is lost."""
-        waiting = self._waiting.get((stage.name, key))
-        if waiting is not None:
-            return waiting
-        place = self._index.get((stage.name, key))
-        if place is None:
-            return None
-        result = Result.from_json(self._rows(place[0])[place[1]], stage)
-        if all(self._is_whole(clip) for clip in result.rows if isinstance(clip, Clip)):
-            return result
+    def knows(self, stage: Stage, narrative: str) -> bool:
+        """Whether any result of this stage for this video is kept, under whatever key."""
+        return (stage.name, narrative) in self._narratives
+
+    def known(self, stage: Stage, key: str) -> Kept | None:
+        """What is known of the result under this key, None where there is none. One whose clips are no longer whole in
+        the media folder is lost."""
+        found = self._index.get((stage.name, key))
+        if found is None:
+            waiting = self._waiting.get((stage.name, key))
+            return None if waiting is None else _kept(waiting)
+        if all(map(self._is_whole, found[0].media)):
+            return found[0]
         del self._index[stage.name, key]
         return None
 
-    def _is_whole(self, clip: Clip) -> bool:
-        for sha256, suffix, num_bytes in clip.media:
-            path = medium_path(self.media, sha256, suffix)
-            if not path.is_file() or path.stat().st_size != num_bytes:
-                return False
-        return True
+    def get(self, stage: Stage, key: str) -> Result | None:
+        """The whole result under this key, or None."""
+        waiting = self._waiting.get((stage.name, key))
+        if waiting is not None or self.known(stage, key) is None:
+            return waiting
+        _, place = self._index[stage.name, key]
+        return Result.from_json(self._group(place.part, place.group)[place.row], stage)
+
+    def _is_whole(self, medium: str) -> bool:
+        name, num_bytes = medium.split()
+        sha256, dot, suffix = name.partition(".")
+        try:
+            return medium_path(self.media, sha256, dot + suffix).stat().st_size == int(num_bytes)
+        except FileNotFoundError:
+            return False
 
     def put(self, result: Result) -> None:
         """Keeps a result. It is on disk after the next `flush`, which comes by itself a group at a time.
 
-        Results that are our own mistake (internal_error) are not kept, so that the next run tries them again.
-        Raises OutputError where the disk is full or cannot be written.
+        A failure (internal_error) is only written down, so that the next run tries again; the one after MAX_ATTEMPTS is
+        kept like any other result, and so tried no more. Raises OutputError where the disk cannot be written.
         """
-        if result.is_final and (result.stage, result.key) not in self:
+        if result.is_failure and self._write_failure(result) < MAX_ATTEMPTS:
+            return
+        if (result.stage, result.key) not in self:
             self._waiting[result.stage, result.key] = result
         self.flush_if_due()
+
+    def _write_failure(self, result: Result) -> int:
+        """Returns how many failures there are now of this stage on this video."""
+        at, detail = (result.stage, result.key), result.rejects[-1].detail
+        number = self._failures.get(at, (0, ""))[0] + 1
+        self._failures[at] = number, detail
+        line = {"stage": result.stage, "key": result.key, "narrative": result.narrative, "detail": detail}
+        with explained(self._failures_path):
+            self.root.mkdir(parents=True, exist_ok=True)
+            with self._failures_path.open("a", encoding="utf-8") as stream:
+                stream.write(canonical_json(line) + "\n")
+        return number
+
+    def failure(self, stage: Stage, key: str) -> str | None:
+        """Why this stage failed the last time that it was tried with this key; None where it never did."""
+        found = self._failures.get((stage.name, key))
+        return None if found is None else found[1]
 
     def flush_if_due(self) -> None:
         """Writes what waits when the group is full or old enough."""
@@ -94,58 +157,179 @@ class Store:
         self._written_at = time.monotonic()
         for stage in sorted({stage for stage, _ in self._waiting}):
             group = [result for (name, _), result in sorted(self._waiting.items()) if name == stage]
-            self._write_part(stage, [(result.key, result.narrative, result.to_json()) for result in group])
+            self._write_part(stage, [pa.Table.from_pylist([_row(result) for result in group], _SCHEMA)])
             for result in group:
                 del self._waiting[stage, result.key]
 
     def compact(self) -> None:
         """Merges the parts of each stage that has many, and sweeps out what killed runs left half written.
 
-        The new part is whole before the old ones go. Only for the run that holds the lock, with no worker alive.
+        Only for the run that holds the lock, with no worker alive.
         """
         for leftover in self.root.rglob(".tmp-*"):
             leftover.unlink()
         for folder in sorted(self._results.glob("*")):
-            parts = sorted(folder.glob(_PARTS))
-            if len(parts) <= COMPACT_PARTS:
-                continue
-            rows: dict[str, tuple[str, str, str]] = {}
-            for part in parts:  # in the order of writing: of two results with one key the newer counts
-                table = pq.read_table(part)
-                rows |= {row["key"]: (row["key"], row["narrative"], row["result"]) for row in table.to_pylist()}
-            self._write_part(folder.name, [rows[key] for key in sorted(rows)])
-            for part in parts:
-                part.unlink()
-                self._parts.pop(part, None)
+            if len(list(folder.glob(_PARTS))) > COMPACT_PARTS:
+                self._rewrite(folder.name)
 
-    def _write_part(self, stage: str, rows: list[tuple[str, str, str]]) -> None:
+    def drop(self, is_dropped: Callable[[Kept], bool]) -> list[Kept]:
+        """Forgets results, and returns what was known of them. Only for the run that holds the lock."""
+        dropped = [kept for kept, _ in self._index.values() if is_dropped(kept)]
+        for kept in dropped:
+            del self._index[kept.stage, kept.key]
+        for stage in sorted({kept.stage for kept in dropped}):
+            self._rewrite(stage)
+        return dropped
+
+    def drop_failures(self) -> None:
+        """Forgets how often stages failed."""
+        self._failures.clear()
+        self._failures_path.unlink(missing_ok=True)
+
+    def note_config(self, config: Any) -> None:
+        """Writes down a stage's configuration under its digest, so that a later plan can say what has changed."""
+        path = self._config_path(config_digest(config))
+        if not path.is_file():
+            write_atomic(path, canonical_json(to_values(config, with_machinery=False)))
+
+    def config_values(self, config: str) -> dict[str, Any] | None:
+        """The configuration with this digest, where it was written down."""
+        with contextlib.suppress(OSError, ValueError):
+            values: dict[str, Any] = json.loads(self._config_path(config).read_bytes())
+            return values
+        return None
+
+    def _config_path(self, config: str) -> Path:
+        return self.root / "configs" / f"{config}.json"
+
+    def kept(self) -> Iterator[Kept]:
+        """What is known of all results that are on disk."""
+        return (kept for kept, _ in self._index.values())
+
+    def history(self, stage: str) -> dict[str, tuple[Lineage, float]]:
+        """Of each video's newest result of a stage: what it depended on, and how many seconds it took."""
+        newest: dict[str, tuple[Lineage, float]] = {}
+        for part in sorted((self._results / stage).glob(_PARTS)):
+            for row in pq.read_table(part, columns=["narrative", "lineage", "seconds"]).to_pylist():
+                newest[row["narrative"]] = Lineage.model_validate_json(row["lineage"]), row["seconds"]
+        return newest
+
+    def _rewrite(self, stage: str) -> None:
+        """One part of all that the index holds of a stage, a group in memory at a time; then the old ones go.
+
+        A kill between the two leaves both, and the newer counts.
+        """
+        parts = sorted((self._results / stage).glob(_PARTS))
+        self._write_part(stage, _regrouped(self._of_index(parts)))
+        for part in parts:
+            part.unlink()
+        self._groups.clear()
+
+    def _of_index(self, parts: Iterable[Path]) -> Iterator[pa.Table]:
+        """The rows of these parts that the index points at, group by group."""
+        for part in parts:
+            with pq.ParquetFile(part) as file:
+                for group in range(file.num_row_groups):
+                    table = file.read_row_group(group)
+                    keys = table.column("key").to_pylist()
+                    mask = [
+                        self._index.get((part.parent.name, key), (None, None))[1] == _Place(part, group, row)
+                        for row, key in enumerate(keys)
+                    ]
+                    yield table.filter(pa.array(mask))
+
+    def _write_part(self, stage: str, tables: Iterable[pa.Table]) -> None:
         folder = self._results / stage
         numbers = [int(part.stem) for part in folder.glob(_PARTS)] if folder.is_dir() else []
         part = folder / f"{max(numbers, default=-1) + 1:08d}.parquet"
-        columns = [
-            pa.array(column, type=field.type) for column, field in zip(zip(*rows, strict=True), _SCHEMA, strict=True)
-        ]
-        with explained(part), atomic_path(part) as temporary:
-            pq.write_table(pa.table(columns, schema=_SCHEMA), temporary, compression="zstd")
+        with (
+            explained(part),
+            atomic_path(part) as temporary,
+            pq.ParquetWriter(temporary, _SCHEMA, compression="zstd") as writer,
+        ):
+            for table in tables:
+                writer.write_table(table)
         self._add_to_index(part)
 
     def _add_to_index(self, part: Path) -> None:
+        stage = intern(part.parent.name)
         try:
-            keys = pq.read_table(part, columns=["key"]).column("key").to_pylist()
-        except (OSError, pa.ArrowInvalid) as error:
+            with pq.ParquetFile(part) as file:
+                if "content" not in file.schema_arrow.names:  # of an earlier kind of store: computed again
+                    return
+                for group in range(file.num_row_groups):
+                    for row, values in enumerate(file.read_row_group(group, columns=list(_INDEXED)).to_pylist()):
+                        reasons = tuple(map(intern, values.pop("reasons")))
+                        kept = Kept(stage=stage, reasons=reasons, media=tuple(values.pop("media")), **values)
+                        self._index[stage, kept.key] = kept, _Place(part, group, row)
+                        self._narratives.add((stage, kept.narrative))
+        except (OSError, pa.ArrowInvalid, KeyError, TypeError) as error:
             raise OutputError(
                 f"{part}: cannot be read ({error}); it was damaged after it was written. Delete that file: "
                 "only what it held is computed again"
             ) from error
-        self._index |= {(part.parent.name, key): (part, row) for row, key in enumerate(keys)}
 
-    def _rows(self, part: Path) -> list[str]:
-        if part not in self._parts:
-            self._parts[part] = pq.read_table(part, columns=["result"]).column("result").to_pylist()
-            while len(self._parts) > _CACHED_PARTS:
-                self._parts.popitem(last=False)
-        self._parts.move_to_end(part)
-        return self._parts[part]
+    def _group(self, part: Path, group: int) -> list[str]:
+        """The results of a row group; the last few groups are remembered, since neighbours are asked for together."""
+        if (part, group) not in self._groups:
+            with pq.ParquetFile(part) as file:
+                self._groups[part, group] = file.read_row_group(group, columns=["result"]).column(0).to_pylist()
+            while len(self._groups) > _CACHED_GROUPS:
+                self._groups.popitem(last=False)
+        self._groups.move_to_end((part, group))
+        return self._groups[part, group]
+
+
+def _kept(result: Result) -> Kept:
+    return Kept(
+        stage=result.stage,
+        key=result.key,
+        narrative=result.narrative,
+        content=result.content,
+        stops_video=result.stops_video,
+        num_rows=result.num_rows,
+        reasons=result.reasons,
+        media=tuple(
+            f"{sha256}{suffix} {num_bytes}"
+            for row in result.rows
+            if isinstance(row, Clip)
+            for sha256, suffix, num_bytes in row.media
+        ),
+    )
+
+
+def _row(result: Result) -> dict[str, Any]:
+    kept = _kept(result)
+    return {
+        **{name: getattr(kept, name) for name in _INDEXED},
+        "lineage": canonical_json(result.lineage.to_json()),
+        "seconds": result.seconds,
+        "result": result.to_json(),
+    }
+
+
+def _regrouped(tables: Iterable[pa.Table]) -> Iterator[pa.Table]:
+    """The same rows in tables of at least GROUP_SIZE, but for the last."""
+    waiting: list[pa.Table] = []
+    for table in tables:
+        waiting.append(table)
+        if sum(map(len, waiting)) >= GROUP_SIZE:
+            yield pa.concat_tables(waiting)
+            waiting = []
+    if waiting:
+        yield pa.concat_tables(waiting)
+
+
+def _read_failures(path: Path) -> dict[tuple[str, str], tuple[int, str]]:
+    """By stage and key: how often it failed, and what was said the last time."""
+    found: dict[tuple[str, str], tuple[int, str]] = {}
+    with contextlib.suppress(FileNotFoundError), path.open(encoding="utf-8") as stream:
+        for line in stream:
+            with contextlib.suppress(ValueError, KeyError, TypeError):  # the last line may be half written
+                values = json.loads(line)
+                at = values["stage"], values["key"]
+                found[at] = found.get(at, (0, ""))[0] + 1, values["detail"]
+    return found
 
 
 def claim(out: Path, source: str) -> None:

@@ -38,7 +38,7 @@ RULES: dict[str, set[str]] = {
     "pipelines": GROUND | RECORDS | {"cookgen.dataset", "cookgen.perception", "cookgen.pretrained", "pipelines"},
 }
 # Packages that only these modules may import, at any depth.
-ONLY_IN = {"ray": {"pipelines.engine", "cookgen.training.ray_launcher"}}
+ONLY_IN = {"ray": {"pipelines.engine", "pipelines.cluster", "cookgen.training.ray_launcher"}}
 # Packages that the ground floor, the records and the reader never import, not even inside a function.
 HEAVY = {"torch", "ray", "transformers", "faster_whisper"}
 LIGHT_ROOMS = ("cookgen.records", "cookgen.dataset", *sorted(GROUND))

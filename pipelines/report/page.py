@@ -36,6 +36,12 @@ _MAX_CARDS = 60  # keyframes a video
 _MAX_TEXT = 600  # characters of a text from outside
 _MAX_SPEECH = 20_000  # characters of a transcript
 _THUMBNAIL_PX = 160
+_KINDS = {  # how actions came to be
+    "rewritten": "written by the language model in other words than those spoken",
+    "verbatim": "words as they were spoken",
+    "manual": "marked by people",
+    "rejected": "answers of the language model that did not hold, and talk without an action",
+}
 _CONTROL = re.compile(r"[\x00-\x08\x0b-\x1f\x7f-\x9f]")
 _STAND_IN = "tags"  # the captioner that is a classifier, not a vision-language model
 
@@ -57,21 +63,36 @@ def report_page(
     """
     splits = {row.narrative: row.split for row in narratives}
     stops = {row.narrative: row for row in rejects if row.is_video_level and row.narrative is not None}
-    views = [
-        _VideoView(state, splits.get(state.source.narrative), stops.get(state.source.narrative)) for state in states
-    ]
-    views.sort(key=lambda view: (view.split is None, not view.clips, view.name))  # the best to look at first
+    models: dict[str, set[str]] = {}
+    captioners: set[str] = set()
+    kinds: Counter[str] = Counter()
+
+    def view_of(state: VideoState) -> _VideoView:
+        return _VideoView(state, splits.get(state.source.narrative), stops.get(state.source.narrative))
+
+    briefs = []
+    for position, state in enumerate(states):  # one at a time: a set can hold very many
+        view = view_of(state)
+        briefs.append(view.brief(position))
+        captioners |= {caption.origin for caption in view.captions.values()}
+        kinds += origins(view.actions.values(), ())
+        for name, result in state.whole.items():
+            if result.lineage.model:
+                models.setdefault(name, set()).add(result.lineage.model)
+    kinds += origins((), rejects)
+    briefs.sort(key=lambda brief: (brief.split is None, not brief.clips, brief.name))  # the best to look at first
     style, script = ((_FOLDER / name).read_text(encoding="utf-8") for name in ("style.css", "script.js"))
     environment = _environment()
     details: list[Markup] = []
     room = _MAX_DETAIL_BYTES
-    for view in views[:_MAX_DETAILED]:
+    for brief in briefs[:_MAX_DETAILED]:
+        view = view_of(states[brief.position])
         detail = Markup(environment.get_template("video.html").render(video=view, cards=view.cards(media)))
         room -= len(detail.encode(errors="replace"))
         if room < 0:
             break
         details.append(detail)
-    found = [*views, *(_Refused(row) for row in sorted(source_rejects, key=lambda row: (row.path, row.reason)))]
+    found = [*briefs, *(_Refused(row) for row in sorted(source_rejects, key=lambda row: (row.path, row.reason)))]
     html = environment.get_template("page.html").render(
         run=run,
         style=Markup(style),
@@ -81,12 +102,12 @@ def report_page(
         narratives=narratives,
         num_steps=sum(row.num_steps for row in narratives),
         splits=sorted(Counter(splits.values()).items()),
-        funnels=_funnels(views, source_rejects, narratives, rejects),
-        origins=_action_origins(views, rejects),
+        funnels=_funnels(briefs, source_rejects, narratives, rejects),
+        origins=[(kind, text, kinds[kind]) for kind, text in _KINDS.items() if kinds[kind]],
         reasons=_reasons(rejects),
-        models=_models(states),
-        captioners=sorted({caption.origin for view in views for caption in view.captions.values()}),
-        is_stand_in=any(caption.origin.startswith(_STAND_IN) for view in views for caption in view.captions.values()),
+        models=[(name, sorted(found)) for name, found in models.items()],
+        captioners=sorted(captioners),
+        is_stand_in=any(captioner.startswith(_STAND_IN) for captioner in captioners),
         details=details,
         listed=found[:_MAX_LISTED],
         num_unlisted=len(found[_MAX_LISTED:]),
@@ -161,6 +182,24 @@ class _Refused:
         return self.stop.path
 
 
+@dataclass(frozen=True, slots=True)
+class _Brief:
+    """What the numbers of the page need of a video: which clips and actions it has, and which of them came how far."""
+
+    position: int  # in the sequence of states
+    name: str
+    path: str
+    split: str | None
+    stop: Reject | None
+    is_usable: bool
+    is_annotated: bool
+    is_heard: bool
+    clips: tuple[int, ...]
+    captioned: frozenset[int]
+    steps: tuple[tuple[int, int], ...]  # (clip, action)
+    actions: tuple[int, ...]
+
+
 @dataclass(frozen=True)
 class _VideoView:
     """One video and its rows, by their index. `split` is None for a video that is no narrative."""
@@ -170,7 +209,7 @@ class _VideoView:
     stop: Reject | None  # its video-level reject
 
     def _rows(self, record: type[R]) -> list[R]:
-        return [row for result in self.state.results.values() for row in result.rows if isinstance(row, record)]
+        return [row for result in self.state.whole.values() for row in result.rows if isinstance(row, record)]
 
     @property
     def name(self) -> str:
@@ -221,6 +260,22 @@ class _VideoView:
     def is_annotated(self) -> bool:
         """Whether people have marked its steps, so that nothing needs to be said in it."""
         return any(action.origin == "manual" for action in self.actions.values())
+
+    def brief(self, position: int) -> _Brief:
+        return _Brief(
+            position=position,
+            name=self.name,
+            path=self.path,
+            split=self.split,
+            stop=self.stop,
+            is_usable=self.video is not None,
+            is_annotated=self.is_annotated,
+            is_heard=bool(self._rows(Word)),
+            clips=tuple(self.clips),
+            captioned=frozenset(self.captions),
+            steps=tuple((match.clip_index, match.action_index) for match in self.steps),
+            actions=tuple(self.actions),
+        )
 
     @property
     def transcript(self) -> list[timeline.Utterance]:
@@ -302,51 +357,50 @@ class _Level:
 
 
 def _funnels(
-    views: Sequence[_VideoView],
+    briefs: Sequence[_Brief],
     source_rejects: Sequence[Reject],
     narratives: Sequence[Narrative],
     rejects: Sequence[Reject],
 ) -> dict[str, list[_Level]]:
-    speech = "with speech or marked steps" if any(view.is_annotated for view in views) else "with speech"
-    tests: list[tuple[str, Callable[[_VideoView], bool]]] = [
-        ("usable", lambda view: view.video is not None),
-        ("with clips", lambda view: bool(view.clips)),
-        (speech, lambda view: bool(view.words) or view.is_annotated),
-        ("with actions", lambda view: bool(view.actions)),
-        ("with a match", lambda view: bool(view.steps)),
-        ("narratives", lambda view: view.split is not None),
+    speech = "with speech or marked steps" if any(brief.is_annotated for brief in briefs) else "with speech"
+    tests: list[tuple[str, Callable[[_Brief], bool]]] = [
+        ("usable", lambda brief: brief.is_usable),
+        ("with clips", lambda brief: bool(brief.clips)),
+        (speech, lambda brief: brief.is_heard or brief.is_annotated),
+        ("with actions", lambda brief: bool(brief.actions)),
+        ("with a match", lambda brief: bool(brief.steps)),
+        ("narratives", lambda brief: brief.split is not None),
     ]
-    found = len(views) + len(source_rejects)
+    found = len(briefs) + len(source_rejects)
     videos = [_Level("found", found, found, ())]
-    left, gone = list(views), [str(row.reason) for row in source_rejects]
+    left, gone = list(briefs), [str(row.reason) for row in source_rejects]
     for label, test in tests:
-        gone += [str(view.stop.reason) if view.stop else "unfinished" for view in left if not test(view)]
-        left = [view for view in left if test(view)]
+        gone += [str(brief.stop.reason) if brief.stop else "unfinished" for brief in left if not test(brief)]
+        left = [brief for brief in left if test(brief)]
         videos.append(_Level(label, len(left), found, _counted(gone)))
         gone = []
 
     in_set = {row.narrative for row in narratives}
-    cut = [(view, index) for view in views for index in view.clips]
+    cut = [(brief, index) for brief in briefs for index in brief.clips]
     why_clip = {(row.narrative, row.clip_index): str(row.reason) for row in rejects if row.clip_index is not None}
     clips = _levels(
         "cut",
         cut,
         [
-            ("captioned", lambda view, index: index in view.captions),
-            ("matched", lambda view, index: index in view.numbers),
-            ("in narratives", lambda view, _: view.name in in_set),
+            ("captioned", lambda brief, index: index in brief.captioned),
+            ("matched", lambda brief, index: any(index == clip for clip, _ in brief.steps)),
+            ("in narratives", lambda brief, _: brief.name in in_set),
         ],
         why_clip,
     )
-    told = [(view, index) for view in views for index in view.actions]
+    told = [(brief, index) for brief in briefs for index in brief.actions]
     why_action = {(row.narrative, row.action_index): str(row.reason) for row in rejects if row.action_index is not None}
-    matched = {(view.name, match.action_index) for view in views for match in view.steps}
     actions = _levels(
         "found",
         told,
         [
-            ("matched", lambda view, index: (view.name, index) in matched),
-            ("in narratives", lambda view, _: view.name in in_set),
+            ("matched", lambda brief, index: any(index == action for _, action in brief.steps)),
+            ("in narratives", lambda brief, _: brief.name in in_set),
         ],
         why_action,
     )
@@ -355,8 +409,8 @@ def _funnels(
 
 def _levels(
     first: str,
-    items: list[tuple[_VideoView, int]],
-    tests: Sequence[tuple[str, Callable[[_VideoView, int], bool]]],
+    items: list[tuple[_Brief, int]],
+    tests: Sequence[tuple[str, Callable[[_Brief, int], bool]]],
     why: Mapping[tuple[str | None, int], str],
 ) -> list[_Level]:
     """A funnel of things that videos have many of; what has no reason of its own went with its video."""
@@ -364,9 +418,9 @@ def _levels(
     for label, test in tests:
         passed = [item for item in items if test(*item)]
         gone = [
-            why.get((view.name, index)) or (str(view.stop.reason) if view.stop else "unfinished")
-            for view, index in items
-            if not test(view, index)
+            why.get((brief.name, index)) or (str(brief.stop.reason) if brief.stop else "unfinished")
+            for brief, index in items
+            if not test(brief, index)
         ]
         items = passed
         levels.append(_Level(label, len(items), levels[0].count, _counted(gone)))
@@ -375,18 +429,6 @@ def _levels(
 
 def _counted(reasons: Iterable[str]) -> tuple[tuple[str, int], ...]:
     return tuple(sorted(Counter(reasons).items(), key=lambda item: (-item[1], item[0])))
-
-
-def _action_origins(views: Sequence[_VideoView], rejects: Sequence[Reject]) -> list[tuple[str, str, int]]:
-    """How actions came to be: (kind, what it means, count); kinds without any are left out."""
-    counts = origins((action for view in views for action in view.actions.values()), rejects)
-    kinds = {
-        "rewritten": "written by the language model in other words than those spoken",
-        "verbatim": "words as they were spoken",
-        "manual": "marked by people",
-        "rejected": "answers of the language model that did not hold, and talk without an action",
-    }
-    return [(kind, text, counts[kind]) for kind, text in kinds.items() if counts[kind]]
 
 
 def _reasons(rejects: Sequence[Reject]) -> list[tuple[str, str, str, int]]:
@@ -400,13 +442,3 @@ def _reasons(rejects: Sequence[Reject]) -> list[tuple[str, str, str, int]]:
         for row in rejects
     )
     return [(*key, count) for key, count in sorted(counts.items(), key=lambda item: (-item[1], item[0]))]
-
-
-def _models(states: Sequence[VideoState]) -> list[tuple[str, list[str]]]:
-    """(stage, the models that its results name), in the order of the stages."""
-    models: dict[str, set[str]] = {}
-    for state in states:
-        for name, result in state.results.items():
-            if result.lineage.model:
-                models.setdefault(name, set()).add(result.lineage.model)
-    return [(name, sorted(found)) for name, found in models.items()]

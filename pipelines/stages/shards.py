@@ -175,7 +175,7 @@ def steps_of(state: VideoState, stages: tuple[Stage, ...], config: ShardsConfig)
     if len(matches) < config.min_steps:
         detail = f"{len(matches)} matched clips with a caption; a narrative has at least {config.min_steps}"
         return _reject(state, Reason.TOO_FEW_STEPS, detail)
-    lineage = {stage.name: state.results[stage.name].lineage for stage in stages if stage.name in state.results}
+    lineage = {stage.name: state.whole[stage.name].lineage for stage in stages if stage.name in state.whole}
     steps = []
     for index, match in enumerate(matches):
         clip, action, caption = clips[match.clip_index], actions[match.action_index], captions[match.clip_index]
@@ -229,7 +229,7 @@ def _reject(state: VideoState, reason: Reason, detail: str, **index: int) -> Rej
 def _rows(state: VideoState, record: Any, stages: tuple[Stage, ...]) -> tuple[Any, ...]:
     """The rows of a record that the video has so far; none for a stage that it did not reach."""
     names = [stage.name for stage in stages if stage.writes is record]
-    return tuple(row for name in names if name in state.results for row in state.results[name].rows)
+    return tuple(row for name in names if name in state.whole for row in state.whole[name].rows)
 
 
 def _steps_again(state: VideoState, stages: tuple[Stage, ...], config: ShardsConfig) -> tuple[Step, ...]:
@@ -265,7 +265,7 @@ def _write_row_tables(
             if narrative in positions:
                 state = states[positions[narrative]]
                 for stage in stages:
-                    if (result := state.results.get(stage.name)) is not None:
+                    if (result := state.whole.get(stage.name)) is not None:
                         rejects += result.rejects
                         for row in result.rows:
                             append[type(row)](row)

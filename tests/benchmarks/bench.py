@@ -93,7 +93,7 @@ def bench_stages(out: Path) -> None:
         states = [VideoState(source) for source in sources]
         first, *rest = stages
         states = [advance(first, state, stages, results=store, tool=lambda: tool(first)) for state in states]
-        video_s = sum(row.duration_s for state in states for row in state.results[first.name].rows)  # type: ignore[attr-defined]
+        video_s = sum(row.duration_s for state in states for row in state.whole[first.name].rows)  # type: ignore[attr-defined]
         with measured("limit: one decode", video_s):
             for source in sources:
                 command = [ffmpeg_exe(), "-v", "error", "-nostdin", "-i", str(folder / source.path), "-map", "0:v:0"]

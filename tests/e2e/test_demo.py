@@ -22,6 +22,10 @@ import pytest
 from cookgen import load_split
 from cookgen.cli import main as cookgen_command
 from cookgen.dataset.validate import validate
+from pipelines import flow
+from pipelines.request import request_of
+from pipelines.stage import _identity
+from pipelines.stages import actions
 
 Run = Callable[..., Any]
 Digests = Callable[[Path], dict[str, str]]
@@ -163,10 +167,53 @@ def test_a_killed_run_is_resumed_to_the_same_bytes(
 def test_a_changed_threshold_runs_what_hangs_on_it_and_nothing_else(pipelines: Run, demo: Path, tmp_path: Path) -> None:
     changed = (*SMALL, "matches.max_start_diff_s=4.5")
     done = pipelines("run", "--out", demo, *changed, "--dry-run")
-    to_do = {line.split()[0]: int(line.split(" kept, ")[1].split()[0]) for line in done.stdout.splitlines()[1:]}
+    lines = [line for line in done.stdout.splitlines() if " kept, " in line]
+    to_do = {line.split()[0]: int(line.split(" kept, ")[1].split()[0]) for line in lines}
+    assert f"to do (stale, max_start_diff_s 5.0 -> 4.5: {to_do['matches']})" in done.stdout
+    assert "s of work by what such videos took before" in done.stdout
     with_clips = len({row["narrative"] for row in table(demo, "captions")})
     assert to_do["matches"] == with_clips
     assert sum(to_do[stage] for stage in ("videos", "clips", "speech", "actions", "captions")) == 0
+
+
+def test_a_changed_prompt_runs_the_actions_and_what_they_change(
+    demo: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    out = tmp_path / "shards"
+    shutil.copytree(demo, out)
+    before = {row["narrative"]: [] for row in table(out, "videos")}
+    for row in table(out, "actions"):
+        before[row["narrative"]].append((row["action_index"], row["text"], row["start_s"], row["end_s"]))
+    heard = {row["narrative"] for row in table(out, "speech")}
+    prompt = json.loads(actions.PROMPT.read_text())
+    (tmp_path / "prompt.json").write_text(json.dumps({**prompt, "system": prompt["system"] + " Be brief."}))
+    monkeypatch.setattr(actions, "PROMPT", tmp_path / "prompt.json")
+    _identity.cache_clear()
+    traces = set((out / ".runs").glob("trace-*.json"))
+    request = request_of(source="demo", out=out, settings=SMALL[1:])
+    planned = flow.plan(request)
+    assert {name: count for name, count in planned.to_do.items() if count} == {
+        "actions": len(heard),
+        **dict.fromkeys(("matches", "checks"), len(heard)),
+    }
+    [(why, _)] = planned.why["actions"].items()
+    assert why.startswith("stale, prompt-") and " -> prompt-" in why
+    assert planned.why["matches"] == {"after actions": len(heard)}
+    flow.run(request, engine="inline")
+    _identity.cache_clear()
+    [trace] = {path for path in (out / ".runs").glob("trace-*.json") if path not in traces}
+    events = json.loads(trace.read_text().rstrip().rstrip(",") + "]")
+    computed = sorted((event["name"], event["args"]["narrative"]) for event in events)
+    after: dict[str, list[Any]] = {name: [] for name in before}
+    for row in table(out, "actions"):
+        after[row["narrative"]].append((row["action_index"], row["text"], row["start_s"], row["end_s"]))
+    changed = {name for name in heard if after[name] != before[name] and after[name]}
+    assert [pair for pair in computed if pair[0] == "actions"] == [("actions", name) for name in sorted(heard)]
+    assert {pair for pair in computed if pair[0] != "actions"} <= {
+        (stage, name) for stage in ("matches", "checks") for name in heard
+    }
+    assert {name for stage, name in computed if stage == "matches"} >= changed
+    assert validate(out) == []
 
 
 def test_tars_are_plain(demo: Path) -> None:

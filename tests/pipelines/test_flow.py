@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import json
+import os
 import shutil
+import subprocess
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
@@ -11,10 +13,11 @@ from pathlib import Path
 import pytest
 
 from cookgen.dataset.tables import read_table, table_path
-from cookgen.errors import InputError, ModelServerError, OutputError, UsageError
-from cookgen.files import narrative_name
+from cookgen.errors import InputError, ModelServerError, OutputError, OutputInUseError, UsageError
+from cookgen.files import file_sha256, narrative_name
 from cookgen.records import Reject, SourceVideo, Video
 from pipelines import flow
+from pipelines.ffmpeg import ffmpeg_exe
 from pipelines.request import Request, request_of
 from pipelines.store import locked
 
@@ -94,6 +97,75 @@ def test_status_says_whether_it_runs_without_touching_anything(request_: Request
         assert flow.status(request_.out)["state"] == "running"
     (request_.out / ".store" / "complete.json").unlink()
     assert flow.status(request_.out)["state"] == "stopped"
+
+
+def said(request: Request) -> list[str]:
+    lines = (request.out / ".runs" / "progress.jsonl").read_text().splitlines()
+    return [event["message"] for event in map(json.loads, lines) if event["event"] == "message"]
+
+
+def test_what_ended_for_a_reason_is_done_again_on_demand(request_: Request) -> None:
+    (request_.videos_folder() / "c.mp4").touch()
+    run(request_)
+    flow.run(request_, engine="inline", retry=["not_a_video"])
+    assert said(request_)[-2:] == ["2 results are made again: not_a_video", "3 videos: 2 to do, 1 done before"]
+    assert "nothing to do" in run(request_)
+    flow.run(request_, engine="inline", retry=["black"])
+    assert said(request_)[-2] == "0 results are made again: black" and "nothing to do" in said(request_)[-1]
+
+
+def test_a_plan_says_why_and_for_how_long(request_: Request) -> None:
+    first = flow.plan(request_)
+    assert first.why["videos"] == {"new": 2} and first.why["clips"] == {"after videos": 2}
+    assert first.seconds["videos"] is None
+    run(request_)
+    assert flow.plan(request_).why == {}
+    stricter = replace(request_, settings=("videos.min_duration_s=5",))
+    planned = flow.plan(stricter)
+    assert planned.why["videos"] == {"stale, min_duration_s 4.0 -> 5.0": 2}
+    assert planned.seconds["videos"] is not None
+    os.utime(request_.videos_folder() / "a.mp4", ns=(1, 1))
+    assert flow.plan(request_).why["videos"] == {"lost, or the file was touched": 1}
+
+
+def test_garbage_is_what_the_last_run_does_not_refer_to(request_: Request) -> None:
+    run(replace(request_, settings=("videos.min_duration_s=5",)))
+    run(request_)
+    stray = request_.out / ".store" / "media" / "ab" / ("ab" * 32 + ".mp4")
+    stray.parent.mkdir(parents=True)
+    stray.write_bytes(b"nobody's clip")
+    expected = flow.Garbage(results=2, media=1, num_bytes=13)
+    assert flow.collect_garbage(request_, dry_run=True) == expected
+    assert stray.exists()
+    assert flow.collect_garbage(request_) == expected
+    assert not stray.exists()
+    assert flow.collect_garbage(request_) == flow.Garbage(0, 0, 0)
+    assert flow.plan(request_).kept["videos"] == 2
+    assert "nothing to do" in run(request_)
+    with locked(request_.out), pytest.raises(OutputInUseError):
+        flow.collect_garbage(request_)
+
+
+def test_a_file_that_changed_in_secret_is_seen_by_verifying(tmp_path: Path) -> None:
+    (tmp_path / "videos").mkdir()
+    video = tmp_path / "videos" / "a.mp4"
+    make = ["-f", "lavfi", "-i", "testsrc2=size=256x192:rate=5:duration=5", "-metadata", "title=before"]
+    subprocess.run([ffmpeg_exe(), "-v", "error", *make, str(video)], check=True, timeout=60)
+    request = request_of(source="folder", videos=tmp_path / "videos", out=tmp_path / "out")
+    run(request)
+    flow.run(request, engine="inline", verify_inputs=True)
+    assert said(request)[-2] == "inputs verified: 0 of 1 videos are not what they were"
+    times, content = video.stat(), video.read_bytes()
+    video.write_bytes(content.replace(b"before", b"later!"))
+    os.utime(video, ns=(times.st_atime_ns, times.st_mtime_ns))
+    assert "nothing to do" in run(request)
+    flow.run(request, engine="inline", verify_inputs=True)
+    assert said(request)[-2:] == [
+        "inputs verified: 1 of 1 videos are not what they were",
+        "1 videos: 1 to do, 0 done before",
+    ]
+    [row] = read_table(table_path(request.out, Video), Video)
+    assert row.sha256 == file_sha256(video)
 
 
 def test_a_set_whose_store_is_gone_still_belongs_to_its_source(request_: Request) -> None:

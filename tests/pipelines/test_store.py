@@ -12,7 +12,7 @@ import pytest
 from cookgen.errors import OutputError, OutputInUseError
 from cookgen.records import Caption, Clip, Lineage, Reason, Reject, Video
 from pipelines.stage import Result, Stage, medium_path
-from pipelines.store import COMPACT_PARTS, Store, claim, locked, require_space
+from pipelines.store import COMPACT_PARTS, GROUP_SIZE, Store, claim, locked, require_space
 
 STAGE = Stage(name="captions", reads=(Clip,), writes=Caption, run=lambda *a, **k: (), config=None, version=1)
 
@@ -52,6 +52,36 @@ def test_an_unfinished_part_is_not_seen(tmp_path: Path) -> None:
     assert Store(tmp_path).get(STAGE, "key-0") == result(0)
     Store(tmp_path).compact()
     assert [path.name for path in folder.iterdir()] == ["00000000.parquet"]
+
+
+def test_what_is_known_needs_no_reading_of_rows(tmp_path: Path) -> None:
+    store = Store(tmp_path)
+    store.put(result(0, reason=Reason.EMPTY_CAPTION))
+    waiting = store.known(STAGE, "key-0")
+    store.flush()
+    again = Store(tmp_path)
+    kept = again.known(STAGE, "key-0")
+    whole = again.get(STAGE, "key-0")
+    assert kept is not None and whole is not None
+    assert kept == waiting
+    assert (kept.content, kept.stops_video, kept.num_rows) == (whole.content, whole.stops_video, whole.num_rows)
+    assert kept.reasons == whole.reasons == ("empty_caption",)
+    assert again.knows(STAGE, "folder-0")
+    assert not again.knows(STAGE, "folder-1")
+    assert again.history("captions") == {"folder-0": (whole.lineage, 0.25)}
+
+
+def test_what_is_dropped_is_gone_and_the_rest_is_not(tmp_path: Path) -> None:
+    store = Store(tmp_path)
+    for number in range(GROUP_SIZE + 9):
+        store.put(result(number))
+    store.flush()
+    gone = store.drop(lambda kept: kept.key.endswith("7"))
+    assert len(gone) == 7
+    for reader in (store, Store(tmp_path)):
+        for number in range(GROUP_SIZE + 9):
+            is_there = reader.get(STAGE, f"key-{number}") == result(number)
+            assert is_there == (number % 10 != 7), number
 
 
 def test_our_own_mistakes_are_not_kept(tmp_path: Path) -> None:
