@@ -14,7 +14,7 @@ run_options = $(if $(SOURCE),--source "$(SOURCE)") $(if $(VIDEOS),--videos "$(VI
 	$(if $(IDS),--ids "$(IDS)") $(if $(SET),--set $(SET))
 
 .DEFAULT_GOAL := help
-.PHONY: help setup shards cluster-up cluster-down test test-full check fix golden bench bench-env bench-dataset bench-director bench-cut bench-engine bench-shots gpu clean
+.PHONY: help setup shards chaos cluster-up cluster-down test test-full check fix golden bench bench-env bench-dataset bench-director bench-cut bench-engine bench-shots gpu clean
 
 help:  ## list the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-14s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -33,6 +33,9 @@ $(READY): pyproject.toml constraints.txt envs/models.txt
 
 shards: $(READY)  ## make the shard set: [SOURCE=demo|folder|youcook2|howto100m] [VIDEOS=dir] [ANNOTATIONS=file] [CAPTIONS=file] [OUT=shards] [RAY=address] [SET="name=value …"]
 	@$(BIN)/python -m pipelines run $(run_options)
+
+chaos: $(READY)  ## kill a run 20 times at seeded moments and compare its bytes with an undisturbed one: [KILLS=20] [SEED=0]
+	$(BIN)/python tests/chaos.py --kills $(or $(KILLS),20) --seed $(or $(SEED),0)
 
 cluster-up: $(READY)  ## a local Ray of several nodes: [NODES=2]; then make shards RAY=127.0.0.1:6379
 	@$(BIN)/python -m pipelines.cluster up --nodes "$(or $(NODES),2)"

@@ -77,3 +77,7 @@ def reason_of(error: Exception) -> str:
 
 class TooManyFailuresError(CookgenError):
     """So much fails that a run stops instead of going through everything."""
+
+
+class EngineError(CookgenError):
+    """Ray, or the process that writes the store, has died."""

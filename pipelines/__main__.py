@@ -228,7 +228,7 @@ def main(args: Sequence[str] | None = None) -> int:
 
 if __name__ == "__main__":
     exit_code = main()
-    if exit_code == 130:  # Ray's threads may still be on their way; everything of ours has been closed
+    if exit_code in (2, 130):  # Ray's threads may still be on their way; everything of ours has been closed
         sys.stdout.flush()
         sys.stderr.flush()
         os._exit(exit_code)

@@ -8,6 +8,7 @@ the driver itself holds none of their rows.
 
 from __future__ import annotations
 
+import contextlib
 import logging
 import os
 import signal
@@ -30,7 +31,7 @@ import ray.util.metrics
 from ray._private import ray_constants
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
-from cookgen.errors import CookgenError, UsageError
+from cookgen.errors import CookgenError, EngineError, UsageError, reason_of
 from cookgen.files import canonical_json
 from cookgen.records import SourceVideo
 from cookgen.runlog import Tally
@@ -230,11 +231,27 @@ def run(
         signal.signal(signal.SIGTERM, on_term)  # ray.init has put its own in its place
     try:
         _run(sources, stages, out=out, places=places, failures=failures, trace=trace, show=show)
-    except BaseException:
+    except BaseException as error:
         logging.getLogger("ray.data").setLevel(logging.CRITICAL + 1)  # one line of ours says it
-        raise
-    finally:
-        ray.shutdown()
+        known = _known(error)
+        if isinstance(known, EngineError) and address is None:  # a polite end would wait for what is dead
+            ray._private.worker.global_worker.node.kill_all_processes(check_alive=False, allow_graceful=False)
+        else:
+            ray.shutdown()
+        if known is error:
+            raise
+        raise known from error
+    ray.shutdown()
+
+
+def _known(error: BaseException) -> BaseException:
+    """The error of ours that one of Ray's stands for; every other one as it is."""
+    if isinstance(error, ray.exceptions.RayTaskError):  # a full disk that the writer met; or a mistake of ours
+        cause: BaseException = error.cause
+        return cause if isinstance(cause, CookgenError) else error
+    if isinstance(error, ray.exceptions.RayError | ConnectionError):
+        return _dead("a process of Ray's died", error)
+    return error
 
 
 def _connect(address: str | None) -> None:
@@ -242,7 +259,10 @@ def _connect(address: str | None) -> None:
     # Ray asks for no password: one of this machine alone must not listen on its outward addresses, as Ray's does.
     ray_constants.ENABLE_RAY_CLUSTER = not (address is None or address.startswith("127.0.0.1:"))
     if address is None:
-        ray.init(address="local", include_dashboard=False, object_store_memory=_OBJECT_STORE_BYTES, **quiet)
+        try:
+            ray.init(address="local", include_dashboard=False, object_store_memory=_OBJECT_STORE_BYTES, **quiet)
+        except Exception as error:
+            raise _dead("Ray did not start", error) from error
         return
     _probe(address)
     modules = [str(_CHECKOUT / "cookgen"), str(_CHECKOUT / "pipelines")]
@@ -303,10 +323,24 @@ def _run(
     consumer.start()
     while consumer.is_alive():
         consumer.join(_POLL_SECONDS)
-        show(ray.get(writer.tallies.remote()))
-    ray.get(writer.flush.remote())
+        show(_answer(writer.tallies.remote()))
+    _answer(writer.flush.remote())
     if errors:
-        raise ray.get(writer.failure.remote()) or errors[0]
+        raise _answer(writer.failure.remote()) or errors[0]
+
+
+def _answer(reference: Any) -> Any:
+    """What an actor answers; raises EngineError where what would bring the answer is dead."""
+    while True:
+        for kind, _ in ray._private.worker.global_worker.node.dead_processes():  # those of a local Ray
+            raise _dead(f"Ray's {kind} died")
+        with contextlib.suppress(ray.exceptions.GetTimeoutError):
+            return ray.get(reference, timeout=_POLL_SECONDS)
+
+
+def _dead(what: str, error: Exception | None = None) -> EngineError:
+    why = f" ({reason_of(error)})" if error else ""
+    return EngineError(f"{what}{why}; what was done is kept, the same command goes on from there")
 
 
 def _chain(num_videos: int, stages: tuple[Stage, ...], places: Places, writer: Any) -> Iterator[Any]:

@@ -28,6 +28,7 @@ from cookgen.files import file_sha256
 # Demuxers that read one file and nothing else. No hls, dash, concat, image2, tty (text art), lavfi or sdp.
 CONTAINERS = "mov,mp4,matroska,webm,mpegts,mpeg,avi,flv,live_flv,asf,ogg,mxf,nut,dv,rm,wtv"
 PROTOCOLS = "file,pipe"
+_VERSION_TRIES = 3
 LOG_BYTES = 64 * 1024  # of the beginning, and as much of the end
 
 _LIBC = ctypes.CDLL(None, use_errno=True)
@@ -84,7 +85,12 @@ def ffmpeg_exe() -> str:
 def ffmpeg_build() -> str:
     """Which ffmpeg made the bytes, for the lineage: "ffmpeg-<version>@<first 12 hex digits of the binary's sha256>"."""
     exe = ffmpeg_exe()
-    banner = subprocess.run([exe, "-version"], capture_output=True, check=True, timeout=60, stdin=subprocess.DEVNULL)
+    for _ in range(_VERSION_TRIES):  # one that is killed is asked again
+        banner = subprocess.run([exe, "-version"], capture_output=True, timeout=60, stdin=subprocess.DEVNULL)
+        if banner.returncode >= 0:
+            break
+    if banner.returncode != 0:
+        raise UsageError(f"{exe} -version: ended with status {banner.returncode}; COOKGEN_FFMPEG names another ffmpeg")
     words = banner.stdout.decode(errors="replace").split()
     version = words[2] if len(words) > 2 else "unknown"
     return f"ffmpeg-{version}@{file_sha256(exe)[:12]}"

@@ -25,6 +25,7 @@ from cookgen.config import machinery
 from cookgen.errors import InputError, OutputError
 from cookgen.files import atomic_path, canonical_json, digest, file_sha256, narrative_name, write_atomic
 from cookgen.records import SourceVideo
+from pipelines.ffmpeg import ChildKilledError
 from pipelines.sources.demo.render import Sound, render_video
 from pipelines.sources.demo.script import MAX_STEPS, Recipe, compose
 
@@ -33,7 +34,8 @@ VERSION = 1  # raised when the same configuration gives other videos
 MANIFEST = "demo.json"
 _MUSIC, _NO_AUDIO, _DISSOLVE = 3, 4, 0
 _FPS = (24, 25, 30)
-_OWN = re.compile(r"kitchen-\d{3,}\.(mp4|gt\.json)|\.tmp-.*\.(mp4|json)")
+_OWN = re.compile(r"kitchen-\d{3,}\.(mp4|gt\.json)|\.tmp-.*\.(mp4|wav|json)")
+_TRIES = 3  # at a video whose process or ffmpeg is killed
 
 
 @dataclass(frozen=True)
@@ -160,13 +162,16 @@ def _read_json(path: Path) -> dict[str, Any]:
 def _in_own_process(folder: Path, config: DemoConfig, index: int) -> None:
     """A fresh process a video: eSpeak's globals change with every word, and would be heard in the next video."""
     context = multiprocessing.get_context("spawn")
-    with ProcessPoolExecutor(1, mp_context=context, initializer=_end_with_parent) as pool:
+    for number in range(1, _TRIES + 1):
         try:
-            pool.submit(_make_video, folder, config, index).result()
-        except BrokenProcessPool as error:
-            raise OutputError(
-                f"{folder / _names(index)[0]}: the process that rendered it was killed, perhaps for memory; run again"
-            ) from error
+            with ProcessPoolExecutor(1, mp_context=context, initializer=_end_with_parent) as pool:
+                return pool.submit(_make_video, folder, config, index).result()
+        except (BrokenProcessPool, ChildKilledError) as error:
+            if number == _TRIES:
+                raise OutputError(
+                    f"{folder / _names(index)[0]}: what rendered it was killed {_TRIES} times, perhaps for memory; "
+                    "run again"
+                ) from error
 
 
 def _make_video(folder: Path, config: DemoConfig, index: int) -> None:

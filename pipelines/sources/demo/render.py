@@ -21,7 +21,7 @@ import numpy as np
 from PIL import Image
 
 from cookgen.errors import OutputError
-from pipelines.ffmpeg import ffmpeg_exe, file_url
+from pipelines.ffmpeg import ChildKilledError, ffmpeg_exe, file_url
 from pipelines.sources.demo.drawing import CANVAS, Floats
 from pipelines.sources.demo.music import tune
 from pipelines.sources.demo.scenes import Animate, cook_of, scene
@@ -60,10 +60,11 @@ def render_video(
     takes = list(_takes(recipe, Random(f"{seed}"), sound, fps))
     joint = len(takes) // 2 if dissolve and len(takes) > 1 else None  # the take that is dissolved into
     frames = _frames(takes, seed, fps, joint)
-    with tempfile.TemporaryDirectory() as scratch:
+    # Beside the video, where the next run finds what a killed one left.
+    with tempfile.NamedTemporaryFile(dir=path.parent, prefix=".tmp-", suffix=".wav") as scratch:
         track = None
         if sound != "none":
-            track = Path(scratch) / "track.wav"
+            track = Path(scratch.name)
             _write_wave(track, _track(takes, fps, sound, Random(f"{seed} music")))
         _encode(path, frames, fps, track)
     return _truth(takes, fps, joint)
@@ -210,6 +211,8 @@ def _encode(path: Path, frames: Iterable[bytes], fps: int, track: Path | None) -
         said = log.read(1 << 16).decode(errors="replace").strip()
     if "No space left on device" in said:
         raise OSError(errno.ENOSPC, "No space left on device", str(path))
+    if status < 0:
+        raise ChildKilledError(f"ffmpeg was killed by signal {-status}")
     if status != 0:
         last = said.splitlines()[-1] if said else f"status {status}"
         raise OutputError(f"{path}: ffmpeg could not encode the demo video: {last}")
