@@ -31,7 +31,7 @@ import ray.util.metrics
 from ray._private import ray_constants
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
-from cookgen.errors import CookgenError, EngineError, UsageError, reason_of
+from cookgen.errors import CookgenError, EngineError, TooManyFailuresError, UsageError, reason_of
 from cookgen.files import canonical_json
 from cookgen.records import SourceVideo
 from cookgen.runlog import Tally
@@ -75,10 +75,16 @@ class _StoreWriter:
         return None if result is None else result.to_json()
 
     def put(self, stage: str, worker: Worker, results: Sequence[tuple[str, float]]) -> None:
-        for text, ended_s in results:
+        too_many: TooManyFailuresError | None = None
+        for text, ended_s in results:  # also those that come after the one too many: they are done
             result = Result.from_json(text, self._stages[stage])
             self._metrics.count(result)
-            self._counted.put(result, worker=worker, ended_s=ended_s)
+            try:
+                self._counted.put(result, worker=worker, ended_s=ended_s)
+            except TooManyFailuresError as error:
+                too_many = too_many or error
+        if too_many is not None:
+            raise too_many
 
     def attempt(self, stage: str, narratives: Sequence[str]) -> int:
         """A worker begins this stage of these videos; the how-many-th time it is for the first of them."""

@@ -1,4 +1,4 @@
-"""A short chaos in every test run, the long one with `make chaos`; and that each of its checks can fail."""
+"""A short chaos, the long one is `make chaos`; and that each of its checks can fail."""
 
 from __future__ import annotations
 
@@ -30,6 +30,7 @@ def undisturbed(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Chaos]:
         yield game
 
 
+@pytest.mark.full
 def test_a_run_that_is_killed_three_times_ends_as_if_nothing_had_been(undisturbed: Chaos) -> None:
     undisturbed.deck = ["worker", "ffmpeg", "driver"]
     undisturbed.play(3)

@@ -40,14 +40,14 @@ def expected(pipelines: Run, set_digests: Digests, videos: Path, tmp_path_factor
 
 
 @contextlib.contextmanager
-def cluster_of(num_nodes: int) -> Iterator[Cluster]:
-    """A cluster for the length of the block, on nodes of one CPU: the smallest there are."""
+def cluster_of(num_nodes: int, *, cpus: int = 1) -> Iterator[Cluster]:
+    """A cluster for the length of the block; nodes of one CPU are the smallest there are."""
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         port = probe.getsockname()[1]
     folder = Path(tempfile.mkdtemp(prefix="cg-", dir="/tmp"))  # pytest's own have longer paths than a socket may have
     command = [sys.executable, "-m", "pipelines.cluster"]
-    size = ["--nodes", str(num_nodes), "--port", str(port)]
+    size = ["--nodes", str(num_nodes), "--cpus-per-node", str(cpus), "--port", str(port)]
     try:
         subprocess.run([*command, "up", *size, "--folder", str(folder)], cwd=ROOT, check=True, timeout=300)
         found = Cluster.load(folder)
@@ -67,6 +67,7 @@ def at_work(raylet: psutil.Process) -> bool:
     return any(title.startswith("ray::MapWorker") and title.rstrip().endswith(".submit") for title in titles)
 
 
+@pytest.mark.full
 def test_a_run_completes_when_a_node_dies_under_it(
     set_digests: Digests, videos: Path, expected: dict[str, str], tmp_path: Path
 ) -> None:
@@ -96,11 +97,17 @@ def test_a_run_completes_when_a_node_dies_under_it(
 
 
 @pytest.mark.full
-@pytest.mark.parametrize("num_nodes", [1, 2])
-def test_any_number_of_nodes_gives_the_same_bytes(
-    pipelines: Run, set_digests: Digests, videos: Path, expected: dict[str, str], tmp_path: Path, num_nodes: int
+@pytest.mark.parametrize(("num_nodes", "cpus"), [(1, 1), (1, 8), (3, 1)])  # of 8: several workers a stage
+def test_any_number_of_nodes_and_workers_gives_the_same_bytes(
+    pipelines: Run,
+    set_digests: Digests,
+    videos: Path,
+    expected: dict[str, str],
+    tmp_path: Path,
+    num_nodes: int,
+    cpus: int,
 ) -> None:
     out = tmp_path / "set"
-    with cluster_of(num_nodes) as cluster:
+    with cluster_of(num_nodes, cpus=cpus) as cluster:
         pipelines("run", "--videos", videos, "--out", out, "--ray", cluster.address)
     assert set_digests(out) == expected
