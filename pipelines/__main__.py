@@ -169,6 +169,8 @@ def status(*, out: Path = Path("shards"), as_json: Annotated[bool, arg(name="jso
         rejects = "  ".join(f"{reason} {count}" for reason, count in sorted(tally["rejects"].items()))
         made = tally["done"] - tally["reused"]
         rate = f"{tally['seconds'] / made:.2f} s/video" if made else ""
+        if made and found["seconds"]:
+            rate += f", {tally['seconds'] / found['seconds']:.1f} at work on average"
         _say(f"  {name:9} {tally['done']}/{tally['total']} videos  {tally['rows']} rows  {rate}  {rejects}".rstrip())
     if found["links"]:
         _say("  links     " + "  ".join(f"{outcome} {count}" for outcome, count in sorted(found["links"].items())))

@@ -35,7 +35,7 @@ from pipelines.sources.fetch import fetch_videos, fetched_folder, links_path
 from pipelines.sources.places import FetchPlace, Missing, open_places
 from pipelines.stage import Places, Stage, VideoState, failure, key_of, lineage_of, pending, resume
 from pipelines.stages import actions, captions, checks, clips, matches, shards, speech, videos
-from pipelines.store import Store, claim, is_locked, locked, require_space
+from pipelines.store import Store, claim, is_locked, locked, media_folder, require_space
 
 STAGES: tuple[Stage, ...] = (
     videos.STAGE,
@@ -85,7 +85,7 @@ def plan(request: Request) -> Plan:
     items = list_items(request, config)
     store = Store(request.out)
     sources = [item for item in items if isinstance(item, SourceVideo)]
-    sources, _ = videos.without_duplicates(sources, _places(request, store))
+    sources, _ = videos.without_duplicates(sources, _places(request))
     states = [resume(source, stages, find=store.known) for source in sources]
     waiting = [set(pending(state, stages)) for state in states]
     kept = {stage.name: sum(stage.name in state.results for state in states) for stage in stages}
@@ -207,15 +207,18 @@ def run(
         listing = list(without_missing(items, request, config))
         sources = [item for item in listing if isinstance(item, SourceVideo)]
         source_rejects = [item for item in listing if isinstance(item, Reject)]
-        places = _places(request, store := Store(request.out))
-        is_changed = _forget(store, sources, stages, places, reasons=again, verify=verify_inputs, say=progress.say)
+        places, is_changed = _places(request), False
+        if again or verify_inputs:
+            store = Store(request.out)
+            is_changed = _forget(store, sources, stages, places, reasons=again, verify=verify_inputs, say=progress.say)
         complete = request.out / ".store" / "complete.json"
         stamp = _stamp(listing, stages, config)
         manifest = None if is_changed else _complete_set(request.out, stamp)
         if manifest is not None:
             progress.say(f"nothing to do: {request.out} is complete for these {len(sources)} videos")
-            return Outcome(manifest, _origins(request.out))
+            return Outcome(manifest, Counter(json.loads(complete.read_bytes()).get("actions", {})))
         complete.unlink(missing_ok=True)
+        store = Store(request.out)  # only now: a run with nothing to do reads none of it
         sources, duplicates = videos.without_duplicates(sources, places)
         source_rejects += duplicates
         todo = _pending(sources, stages, store)
@@ -241,9 +244,10 @@ def run(
             store.compact()
         states = _Finished(sources, stages, store)
         manifest = _write_set(request, config, stages, states, source_rejects, places)
+        outcome = Outcome(manifest, _origins(request.out))
         if not _pending(sources, stages, store):
-            write_atomic(complete, canonical_json({"stamp": stamp}))
-        return Outcome(manifest, _origins(request.out))
+            write_atomic(complete, canonical_json({"stamp": stamp, "actions": outcome.actions}))
+        return outcome
 
 
 class _Finished(Sequence[VideoState]):
@@ -343,10 +347,10 @@ def collect_garbage(request: Request, *, dry_run: bool = False) -> Garbage:
         return found
 
 
-def _places(request: Request, store: Store) -> Places:
+def _places(request: Request) -> Places:
     return Places(
         videos=request.videos_folder(),
-        media=store.media,
+        media=media_folder(request.out),
         scratch=request.out / ".store" / "scratch",
         fetched=request.fetched_folder(),
     )
@@ -490,8 +494,9 @@ def _write_set(
 
 
 def status(out: Path) -> dict[str, Any]:
-    """How far the last run on OUT is: `state` ("running", "complete" or "stopped"), a tally a stage, about how many
-    seconds are left (`left_s`), and `links`: how many videos that were asked for have which outcome."""
+    """How far the last run on OUT is: `state` ("running", "complete" or "stopped"), a tally a stage, how many seconds
+    it took so far (`seconds`) and about how many are left (`left_s`), and `links`: how many videos that were asked for
+    have which outcome."""
     Request.load(out)
     newest: dict[str, Any] = {}
     with contextlib.suppress(FileNotFoundError):
@@ -503,6 +508,7 @@ def status(out: Path) -> dict[str, Any]:
     return {
         "state": state,
         "stages": newest.get("stages", {}),
+        "seconds": newest.get("seconds"),
         "left_s": newest.get("left_s"),
         "links": ledger.Ledger(links_path(out)).counts(),
     }
@@ -514,7 +520,7 @@ def report(request: Request) -> dict[str, Any]:
     stages = stages_of(config)
     listing = list(list_source(request, config))
     store = Store(request.out)
-    places = _places(request, store)
+    places = _places(request)
     sources, duplicates = videos.without_duplicates([i for i in listing if isinstance(i, SourceVideo)], places)
     states = _Finished(sources, stages, store)
     source_rejects = [*(item for item in listing if isinstance(item, Reject)), *duplicates]

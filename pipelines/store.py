@@ -57,6 +57,11 @@ _SCHEMA = pa.schema(
 _INDEXED = ("key", "narrative", "content", "stops_video", "num_rows", "reasons", "media")
 
 
+def media_folder(out: Path) -> Path:
+    """Where a set's clips and keyframes are kept."""
+    return out / ".store" / "media"
+
+
 class _Place(NamedTuple):
     part: Path
     group: int
@@ -68,7 +73,7 @@ class Store:
 
     def __init__(self, out: Path) -> None:
         self.root = out / ".store"
-        self.media = self.root / "media"
+        self.media = media_folder(out)
         self._results = self.root / "results"
         self._index: dict[tuple[str, str], tuple[Kept, _Place]] = {}
         self._narratives: set[tuple[str, str]] = set()
@@ -210,7 +215,9 @@ class Store:
         """Of each video's newest result of a stage: what it depended on, and how many seconds it took."""
         newest: dict[str, tuple[Lineage, float]] = {}
         for part in sorted((self._results / stage).glob(_PARTS)):
-            for row in pq.read_table(part, columns=["narrative", "lineage", "seconds"]).to_pylist():
+            with pq.ParquetFile(part) as file:
+                rows = [] if _is_old(file) else file.read(columns=["narrative", "lineage", "seconds"]).to_pylist()
+            for row in rows:
                 newest[row["narrative"]] = Lineage.model_validate_json(row["lineage"]), row["seconds"]
         return newest
 
@@ -229,7 +236,7 @@ class Store:
         """The rows of these parts that the index points at, group by group."""
         for part in parts:
             with pq.ParquetFile(part) as file:
-                for group in range(file.num_row_groups):
+                for group in range(0 if _is_old(file) else file.num_row_groups):
                     table = file.read_row_group(group)
                     keys = table.column("key").to_pylist()
                     mask = [
@@ -255,7 +262,7 @@ class Store:
         stage = intern(part.parent.name)
         try:
             with pq.ParquetFile(part) as file:
-                if "content" not in file.schema_arrow.names:  # of an earlier kind of store: computed again
+                if _is_old(file):
                     return
                 for group in range(file.num_row_groups):
                     for row, values in enumerate(file.read_row_group(group, columns=list(_INDEXED)).to_pylist()):
@@ -278,6 +285,11 @@ class Store:
                 self._groups.popitem(last=False)
         self._groups.move_to_end((part, group))
         return self._groups[part, group]
+
+
+def _is_old(part: pq.ParquetFile) -> bool:
+    """Whether it is of an earlier kind of store; what it holds is computed again."""
+    return "content" not in part.schema_arrow.names
 
 
 def _kept(result: Result) -> Kept:

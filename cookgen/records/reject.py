@@ -48,7 +48,7 @@ class Reason(StrEnum):
     UNMATCHED = "unmatched"  # a clip without an action, or an action without a clip
     TOO_FEW_STEPS = "too_few_steps"
     # the pipeline itself
-    INTERNAL_ERROR = "internal_error"  # our mistake; not stored, so that the next run tries again
+    INTERNAL_ERROR = "internal_error"  # a stage failed, which says nothing of the video: tried again by the next runs
 
 
 class Reject(Record):

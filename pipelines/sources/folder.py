@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import functools
 import json
 import logging
 import os
@@ -109,7 +110,7 @@ def source_video(
     narrative = narrative_name(source, video_id, clash_path=clash_path)
     file = folder / path
     try:
-        if not file.resolve().is_relative_to(folder.resolve()):
+        if not file.resolve().is_relative_to(_resolved(folder)):
             detail = "a symbolic link to a place outside the folder; copy the file in to use it"
             return Reject(narrative=narrative, path=path, stage=_STAGE, reason=Reason.OUTSIDE_FOLDER, detail=detail)
         stat = file.stat()
@@ -169,17 +170,24 @@ def files_by_stem(folders: Iterable[Path]) -> dict[str, tuple[Path, str]]:
     return files
 
 
+@functools.lru_cache(maxsize=4)
+def _resolved(folder: Path) -> Path:
+    """Where the folder really is: asked once, not for each of its files."""
+    return folder.resolve()
+
+
 def _without_suffix(path: str) -> str:
     return PurePosixPath(path).with_suffix("").as_posix()
 
 
 def _beside(folder: Path, path: str, suffixes: Iterable[str]) -> str | None:
     """The first file that is there with the video's name and one of the suffixes; no link that leaves the folder."""
+    stem = _without_suffix(path)
     for suffix in suffixes:
-        candidate = _without_suffix(path) + suffix
+        candidate = stem + suffix
         file = folder / candidate
         with contextlib.suppress(OSError, RuntimeError):  # the longer suffix can make a name too long to be there
-            if file.is_file() and file.resolve().is_relative_to(folder.resolve()):
+            if file.is_file() and file.resolve().is_relative_to(_resolved(folder)):
                 return candidate
     return None
 

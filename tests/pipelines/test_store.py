@@ -7,6 +7,8 @@ import multiprocessing
 from dataclasses import replace
 from pathlib import Path
 
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 
 from cookgen.errors import OutputError, OutputInUseError
@@ -82,6 +84,22 @@ def test_what_is_dropped_is_gone_and_the_rest_is_not(tmp_path: Path) -> None:
         for number in range(GROUP_SIZE + 9):
             is_there = reader.get(STAGE, f"key-{number}") == result(number)
             assert is_there == (number % 10 != 7), number
+
+
+def test_parts_of_an_earlier_kind_of_store_are_as_if_they_were_not_there(tmp_path: Path) -> None:
+    folder = tmp_path / ".store" / "results" / "captions"
+    folder.mkdir(parents=True)
+    row = {"key": "key-0", "narrative": "folder-0", "result": result(0).to_json()}
+    pq.write_table(pa.Table.from_pylist([row]), folder / "00000000.parquet")
+    store = Store(tmp_path)
+    assert store.get(STAGE, "key-0") is None
+    assert store.history("captions") == {}
+    for number in range(COMPACT_PARTS + 1):
+        store.put(result(number))
+        store.flush()
+    store.compact()
+    assert len(list(folder.iterdir())) == 1
+    assert Store(tmp_path).get(STAGE, "key-0") == result(0)
 
 
 def test_our_own_mistakes_are_not_kept(tmp_path: Path) -> None:
