@@ -101,7 +101,7 @@ def test_what_cannot_be_retried(pipelines: Run, tmp_path: Path) -> None:
     (tmp_path / "videos" / "a.mp4").write_bytes(b"x")
     pipelines("run", "--videos", tmp_path / "videos", "--out", tmp_path / "out", "--engine", "inline", code=1)
     for options, named in (
-        ([], "needs --reason: one of removed, private"),
+        ([], "needs --reason: removed, private"),
         (["--reason", "remved"], "did you mean 'removed'"),
         (["--reason", "ok"], "unknown reason 'ok'"),
         (["--reason", "removed"], "fetched no videos"),

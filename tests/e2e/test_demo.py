@@ -11,7 +11,7 @@ import subprocess
 import sys
 import tarfile
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -176,19 +176,31 @@ def test_a_changed_threshold_runs_what_hangs_on_it_and_nothing_else(pipelines: R
     assert sum(to_do[stage] for stage in ("videos", "clips", "speech", "actions", "captions")) == 0
 
 
-def test_a_changed_prompt_runs_the_actions_and_what_they_change(
-    demo: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+@pytest.fixture
+def other_prompt(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    """Another prompt than the set was made with, in this process, which may have read the real one."""
+
+    def forget() -> None:
+        actions._prompt.cache_clear()
+        _identity.cache_clear()
+
+    prompt = actions._prompt()
+    (tmp_path / "prompt.json").write_text(json.dumps({**prompt, "system": prompt["system"] + " Be brief."}))
+    monkeypatch.setattr(actions, "PROMPT", tmp_path / "prompt.json")
+    forget()
+    yield
+    monkeypatch.undo()
+    forget()
+
+
+@pytest.mark.usefixtures("other_prompt")
+def test_a_changed_prompt_runs_the_actions_and_what_they_change(demo: Path, tmp_path: Path) -> None:
     out = tmp_path / "shards"
     shutil.copytree(demo, out)
     before = {row["narrative"]: [] for row in table(out, "videos")}
     for row in table(out, "actions"):
         before[row["narrative"]].append((row["action_index"], row["text"], row["start_s"], row["end_s"]))
     heard = {row["narrative"] for row in table(out, "speech")}
-    prompt = json.loads(actions.PROMPT.read_text())
-    (tmp_path / "prompt.json").write_text(json.dumps({**prompt, "system": prompt["system"] + " Be brief."}))
-    monkeypatch.setattr(actions, "PROMPT", tmp_path / "prompt.json")
-    _identity.cache_clear()
     traces = set((out / ".runs").glob("trace-*.json"))
     request = request_of(source="demo", out=out, settings=SMALL[1:])
     planned = flow.plan(request)
@@ -200,7 +212,6 @@ def test_a_changed_prompt_runs_the_actions_and_what_they_change(
     assert why.startswith("stale, prompt-") and " -> prompt-" in why
     assert planned.why["matches"] == {"after actions": len(heard)}
     flow.run(request, engine="inline")
-    _identity.cache_clear()
     [trace] = {path for path in (out / ".runs").glob("trace-*.json") if path not in traces}
     events = json.loads(trace.read_text().rstrip().rstrip(",") + "]")
     computed = sorted((event["name"], event["args"]["narrative"]) for event in events)
