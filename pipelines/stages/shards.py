@@ -175,7 +175,7 @@ def steps_of(state: VideoState, stages: tuple[Stage, ...], config: ShardsConfig)
     if len(matches) < config.min_steps:
         detail = f"{len(matches)} matched clips with a caption; a narrative has at least {config.min_steps}"
         return _reject(state, Reason.TOO_FEW_STEPS, detail)
-    lineage = {stage.name: state.whole[stage.name].lineage for stage in stages if stage.name in state.whole}
+    lineage = {name: result.lineage for name, result in state.whole.items()}
     steps = []
     for index, match in enumerate(matches):
         clip, action, caption = clips[match.clip_index], actions[match.action_index], captions[match.clip_index]
@@ -228,8 +228,9 @@ def _reject(state: VideoState, reason: Reason, detail: str, **index: int) -> Rej
 
 def _rows(state: VideoState, record: Any, stages: tuple[Stage, ...]) -> tuple[Any, ...]:
     """The rows of a record that the video has so far; none for a stage that it did not reach."""
-    names = [stage.name for stage in stages if stage.writes is record]
-    return tuple(row for name in names if name in state.whole for row in state.whole[name].rows)
+    results = state.whole
+    names = [stage.name for stage in stages if stage.writes is record and stage.name in results]
+    return tuple(row for name in names for row in results[name].rows)
 
 
 def _steps_again(state: VideoState, stages: tuple[Stage, ...], config: ShardsConfig) -> tuple[Step, ...]:
@@ -264,11 +265,10 @@ def _write_row_tables(
             rejects = list(refused.get(narrative, ()))
             if narrative in positions:
                 state = states[positions[narrative]]
-                for stage in stages:
-                    if (result := state.whole.get(stage.name)) is not None:
-                        rejects += result.rejects
-                        for row in result.rows:
-                            append[type(row)](row)
+                for result in state.whole.values():
+                    rejects += result.rejects
+                    for row in result.rows:
+                        append[type(row)](row)
                 splits |= {video.split for video in _rows(state, Video, stages)}
                 rejects += unmatched(state, stages)
                 if not any(reject.is_video_level for reject in rejects):
