@@ -115,7 +115,7 @@ def retry(
 
 def gc(*, out: Path = Path("shards"), dry_run: bool = False) -> int:
     """Removes what the last `run` on OUT does not need: results and clips of other settings, and of videos that the
-    source has no more.
+    source has no more. What is in a store.url stays, and so do the results that come from there.
 
     Args:
         out: The folder of the shard set.

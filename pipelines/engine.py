@@ -2,7 +2,7 @@
 
 Videos stream through a chain of operators, one pool of actors a stage, so that cutting, listening and the model calls
 overlap; an actor loads its model once. The rows that travel are the videos' JSON; media stay in the store's media
-folder, which all nodes must see. One actor beside the driver is the only writer of the store, and deals out the videos:
+folder, which all nodes must see, or in a bucket (bucket.py). One actor beside the driver is the only writer of the store, and deals out the videos:
 the driver itself holds none of their rows.
 """
 
@@ -36,6 +36,7 @@ from cookgen.files import canonical_json
 from cookgen.records import SourceVideo
 from cookgen.runlog import Tally
 from pipelines import THREADS
+from pipelines.bucket import Bucket
 from pipelines.progress import CountedStore, FailuresConfig, Trace, Worker
 from pipelines.stage import Places, Result, Stage, VideoState, advance, failure, pending, resume
 from pipelines.store import Store
@@ -53,9 +54,15 @@ class _StoreWriter:
     """The store behind an actor: the only process that writes results. It also deals out the videos."""
 
     def __init__(
-        self, out: Path, stages: tuple[Stage, ...], sources: Sequence[str], failures: FailuresConfig, trace: Trace
+        self,
+        out: Path,
+        bucket: Bucket | None,
+        stages: tuple[Stage, ...],
+        sources: Sequence[str],
+        failures: FailuresConfig,
+        trace: Trace,
     ) -> None:
-        self._stages, self._store = {stage.name: stage for stage in stages}, Store(out)
+        self._stages, self._store = {stage.name: stage for stage in stages}, Store(out, bucket)
         self._sources = [SourceVideo.model_validate_json(source) for source in sources]
         surveys = (resume(source, stages, find=self._store.known) for source in self._sources)
         self._counted = CountedStore(self._store, stages, surveys, failures=failures, trace=trace)
@@ -313,7 +320,7 @@ def _run(
     writer = (
         ray.remote(_StoreWriter)
         .options(num_cpus=0, scheduling_strategy=here)
-        .remote(out, stages, texts, failures, trace)
+        .remote(out, places.bucket, stages, texts, failures, trace)
     )
     errors: list[BaseException] = []
 

@@ -6,6 +6,7 @@ import contextlib
 import json
 import shutil
 import socket
+import tempfile
 from collections import Counter
 from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from contextlib import ExitStack
@@ -24,6 +25,7 @@ from cookgen.files import canonical_json, digest, explained, file_sha256, write_
 from cookgen.records import TABLES, Action, Lineage, Manifest, Narrative, Reason, Reject, SourceVideo, Video
 from cookgen.runlog import Progress, Tally
 from pipelines import inline
+from pipelines.bucket import Bucket
 from pipelines.profiles import Config
 from pipelines.progress import CountedStore, FailuresConfig, Trace
 from pipelines.report.page import report_page
@@ -83,9 +85,14 @@ def plan(request: Request) -> Plan:
         count = min(config.demo.num_videos, request.limit or config.demo.num_videos)
         return Plan(count, kept={stage.name: 0 for stage in stages}, to_do={stage.name: count for stage in stages})
     items = list_items(request, config)
-    store = Store(request.out)
     sources = [item for item in items if isinstance(item, SourceVideo)]
     sources, _ = videos.without_duplicates(sources, _places(request))
+    with tempfile.TemporaryDirectory() as elsewhere:  # what a bucket holds must not be the first thing in a new OUT
+        store = _store(request if request.out.exists() else replace(request, out=Path(elsewhere)))
+        return _plan(sources, len(_missing(items)), stages, store)
+
+
+def _plan(sources: Sequence[SourceVideo], num_missing: int, stages: tuple[Stage, ...], store: Store) -> Plan:
     states = [resume(source, stages, find=store.known) for source in sources]
     waiting = [set(pending(state, stages)) for state in states]
     kept = {stage.name: sum(stage.name in state.results for state in states) for stage in stages}
@@ -103,7 +110,7 @@ def plan(request: Request) -> Plan:
             why[stage.name] = dict(reasons.most_common())
             took = [taken for _, taken in before.values()]
             seconds[stage.name] = sum(took) / len(took) * to_do[stage.name] if took else None
-    return Plan(len(states), kept, to_do, len(_missing(items)), why, seconds)
+    return Plan(len(states), kept, to_do, num_missing, why, seconds)
 
 
 def _why(
@@ -209,7 +216,7 @@ def run(
         source_rejects = [item for item in listing if isinstance(item, Reject)]
         places, is_changed = _places(request), False
         if again or verify_inputs:
-            store = Store(request.out)
+            store = _store(request)
             is_changed = _forget(store, sources, stages, places, reasons=again, verify=verify_inputs, say=progress.say)
         complete = request.out / ".store" / "complete.json"
         stamp = _stamp(listing, stages, config)
@@ -218,7 +225,8 @@ def run(
             progress.say(f"nothing to do: {request.out} is complete for these {len(sources)} videos")
             return Outcome(manifest, Counter(json.loads(complete.read_bytes()).get("actions", {})))
         complete.unlink(missing_ok=True)
-        store = Store(request.out)  # only now: a run with nothing to do reads none of it
+        store = _store(request)  # only now: a run with nothing to do reads none of it
+        store.share()
         sources, duplicates = videos.without_duplicates(sources, places)
         source_rejects += duplicates
         todo = _pending(sources, stages, store)
@@ -236,7 +244,7 @@ def run(
                 places = replace(places, endpoints={actions.NAME: url})
             for _ in range(_MAX_ROUNDS):
                 _execute(todo, stages, store, places, progress, config.failures, engine=engine, address=address)
-                store = Store(request.out)
+                store = _store(request)
                 # What a lost node took along after it was counted as done; mostly nothing.
                 todo = [source for source in _pending(todo, stages, store) if not _has_failed(source, stages, store)]
                 if not todo:
@@ -326,25 +334,36 @@ class Garbage:
 
 def collect_garbage(request: Request, *, dry_run: bool = False) -> Garbage:
     """Removes what the last run's videos and configuration do not refer to: results, clips and keyframes, and what
-    killed runs left. Raises OutputInUseError while a run goes on."""
+    killed runs left. Where there is a bucket only files on this disk go: other sets may share the results and it.
+    Raises OutputInUseError while a run goes on."""
     config = request.config()
     stages = stages_of(config)
     with locked(request.out):
-        store = Store(request.out)
+        store = _store(request)
         sources = [item for item in list_items(request, config) if isinstance(item, SourceVideo)]
         states = (resume(source, stages, find=store.known) for source in sources)
         wanted = {(result.stage, result.key) for state in states for result in state.results.values()}
-        garbage = [kept for kept in store.kept() if (kept.stage, kept.key) not in wanted]
+        may_go = [] if _bucket(request) else store.kept()
+        garbage = {(kept.stage, kept.key) for kept in may_go} - wanted
         used = {medium.split()[0] for kept in store.kept() if (kept.stage, kept.key) in wanted for medium in kept.media}
         files = [path for path in store.media.rglob("*") if path.is_file() and path.name not in used]
         files += [path for path in (store.root / "scratch").rglob("*") if path.is_file()]
         found = Garbage(len(garbage), len(files), sum(path.stat().st_size for path in files))
         if not dry_run:
-            store.drop(lambda kept: (kept.stage, kept.key) not in wanted)
+            store.drop(lambda kept: (kept.stage, kept.key) in garbage)
             for path in files:
                 path.unlink()
             store.compact()
         return found
+
+
+def _bucket(request: Request) -> Bucket | None:
+    url = request.config().store.url
+    return None if url is None else Bucket(url)
+
+
+def _store(request: Request) -> Store:
+    return Store(request.out, _bucket(request))
 
 
 def _places(request: Request) -> Places:
@@ -353,6 +372,7 @@ def _places(request: Request) -> Places:
         media=media_folder(request.out),
         scratch=request.out / ".store" / "scratch",
         fetched=request.fetched_folder(),
+        bucket=_bucket(request),
     )
 
 
@@ -519,7 +539,7 @@ def report(request: Request) -> dict[str, Any]:
     config = request.config()
     stages = stages_of(config)
     listing = list(list_source(request, config))
-    store = Store(request.out)
+    store = _store(request)
     places = _places(request)
     sources, duplicates = videos.without_duplicates([i for i in listing if isinstance(i, SourceVideo)], places)
     states = _Finished(sources, stages, store)

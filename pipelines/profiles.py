@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 
+from pipelines.bucket import StoreConfig
 from pipelines.progress import FailuresConfig
 from pipelines.serve import ServerConfig
 from pipelines.sources.demo import DemoConfig
@@ -37,6 +38,7 @@ class Config:
     checks: ChecksConfig = ChecksConfig()
     shards: ShardsConfig = ShardsConfig()
     server: ServerConfig = ServerConfig()
+    store: StoreConfig = StoreConfig()
     failures: FailuresConfig = FailuresConfig()
 
 

@@ -10,8 +10,10 @@ stage with `load`, `tool=` what `load(config, places)` returned once in this wor
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import json
+import shutil
 import time
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field, replace
@@ -21,8 +23,9 @@ from typing import Any, Protocol
 
 from cookgen.config import config_digest
 from cookgen.errors import ModelError, ModelServerError, OutputError, UsageError
-from cookgen.files import canonical_json, digest
+from cookgen.files import atomic_path, canonical_json, digest, file_sha256
 from cookgen.records import Lineage, Reason, Record, Reject, SourceVideo
+from pipelines.bucket import Bucket
 from pipelines.ffmpeg import ChildKilledError
 
 RETRY_PAUSES_S = (1.0, 4.0)  # before a stage is tried again on a video, where its failure can pass
@@ -32,6 +35,11 @@ _STUMBLES = (errno.EIO, errno.ESTALE, errno.ETIMEDOUT, errno.EAGAIN, errno.EINTR
 def medium_path(media: Path, sha256: str, suffix: str) -> Path:
     """Where in the media folder the file with this digest lies; suffix ".mp4" or ".jpg"."""
     return media / sha256[:2] / f"{sha256}{suffix}"
+
+
+def medium_name(sha256: str, suffix: str) -> str:
+    """The same in a bucket."""
+    return medium_path(Path("media"), sha256, suffix).as_posix()
 
 
 @dataclass(frozen=True)
@@ -51,6 +59,7 @@ class Places:
     media: Path  # the store's media folder: {sha256[:2]}/{sha256}.mp4 and .jpg
     scratch: Path  # temporary files; emptied by the run
     fetched: Path | None = None  # what the run fetched itself, also relative to it
+    bucket: Bucket | None = None  # where the media are kept as well
     # Stage name -> URL of the server that this run started for it, on the driver's machine.
     endpoints: Mapping[str, str] = field(default_factory=dict)
 
@@ -60,8 +69,22 @@ class Places:
         return own if self.fetched is None or own.exists() else self.fetched / path
 
     def medium(self, sha256: str, suffix: str) -> Path:
-        """Where the store keeps the file with this digest; suffix ".mp4" or ".jpg"."""
-        return medium_path(self.media, sha256, suffix)
+        """The clip or keyframe with this digest, brought from the bucket where only that has it; suffix ".mp4" or
+        ".jpg". Where nothing has it the path leads nowhere."""
+        path = medium_path(self.media, sha256, suffix)
+        if self.bucket is not None and not path.exists():
+            with contextlib.suppress(FileNotFoundError):
+                self.bucket.get(medium_name(sha256, suffix), path, sha256=sha256)
+        return path
+
+    def keep(self, path: Path) -> str:
+        """Copies a clip or keyframe into the media folder, and the bucket; returns its sha256, which names it."""
+        sha256 = file_sha256(path)
+        with atomic_path(medium_path(self.media, sha256, path.suffix)) as temporary:
+            shutil.copyfile(path, temporary)
+        if self.bucket is not None:
+            self.bucket.put(path, medium_name(sha256, path.suffix))
+        return sha256
 
 
 @dataclass(frozen=True)

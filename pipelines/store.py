@@ -1,6 +1,6 @@
 """Results on disk: content-keyed, atomic, written in groups.
 
-    OUT/.store/results/<stage>/<number>.parquet    results, at most GROUP_SIZE a part, or those of GROUP_SECONDS
+    OUT/.store/results/<stage>/<part>.parquet      results, at most GROUP_SIZE a part, or those of GROUP_SECONDS
     OUT/.store/failures.jsonl                      each time that a stage failed on a video
     OUT/.store/configs/<digest>.json               the configurations that results were made with
     OUT/.store/media/ab/abcd….mp4                  clips and keyframes, named by their own sha256
@@ -8,7 +8,8 @@
     OUT/.store/lock                                held by the one run that may write
 
 A result that has a key is never computed twice, so what a model once said stays said. A kill loses only the group that
-was not yet written; a file with a final name is whole.
+was not yet written; a file with a final name is whole. With a bucket (bucket.py) the parts and media are there as well,
+and what others put there is known too.
 """
 
 from __future__ import annotations
@@ -16,6 +17,7 @@ from __future__ import annotations
 import contextlib
 import fcntl
 import json
+import secrets
 import shutil
 import time
 from collections import OrderedDict
@@ -31,7 +33,8 @@ from cookgen.config import config_digest, to_values
 from cookgen.errors import OutputError
 from cookgen.files import atomic_path, canonical_json, explained, lock_held, write_atomic
 from cookgen.records import FORMAT, Clip, Lineage
-from pipelines.stage import Kept, Result, Stage, medium_path
+from pipelines.bucket import Bucket
+from pipelines.stage import Kept, Result, Stage, medium_name, medium_path
 
 GROUP_SIZE = 64
 GROUP_SECONDS = 5.0
@@ -71,8 +74,9 @@ class _Place(NamedTuple):
 class Store:
     """Looks up and keeps results. One writer at a time: the run that holds `locked`."""
 
-    def __init__(self, out: Path) -> None:
+    def __init__(self, out: Path, bucket: Bucket | None = None) -> None:
         self.root = out / ".store"
+        self._bucket = bucket
         self.media = media_folder(out)
         self._results = self.root / "results"
         self._index: dict[tuple[str, str], tuple[Kept, _Place]] = {}
@@ -80,6 +84,9 @@ class Store:
         self._groups: OrderedDict[tuple[Path, int], list[str]] = OrderedDict()
         self._waiting: dict[tuple[str, str], Result] = {}
         self._written_at = time.monotonic()
+        self._in_bucket = {} if bucket is None else bucket.sizes("media")
+        if bucket is not None:
+            self._fetch_parts(bucket)
         for part in sorted(self._results.glob(f"*/{_PARTS}")):
             self._add_to_index(part)
         self._failures = _read_failures(self._failures_path)
@@ -117,11 +124,44 @@ class Store:
 
     def _is_whole(self, medium: str) -> bool:
         name, num_bytes = medium.split()
-        sha256, dot, suffix = name.partition(".")
+        if self._in_bucket.get(_name_of(name)) == int(num_bytes):
+            return True
         try:
-            return medium_path(self.media, sha256, dot + suffix).stat().st_size == int(num_bytes)
+            return self._path_of(name).stat().st_size == int(num_bytes)
         except FileNotFoundError:
             return False
+
+    def _path_of(self, medium: str) -> Path:
+        sha256, dot, suffix = medium.partition(".")
+        return medium_path(self.media, sha256, dot + suffix)
+
+    def _fetch_parts(self, bucket: Bucket) -> None:
+        for name in bucket.sizes("results"):
+            part = self.root / name
+            # One that is gone was merged into another by a run on another OUT.
+            with contextlib.suppress(FileNotFoundError):
+                if not part.exists():
+                    bucket.get(name, part)
+
+    def share(self) -> None:
+        """Puts into the bucket what it lacks: what was made before there was one, or by a run that was killed before it
+        got there. Only for the run that holds the lock."""
+        if self._bucket is None:
+            return
+        there = self._bucket.sizes("results")
+        for part in sorted(self._results.glob(f"*/{_PARTS}")):
+            if self._part_name(part) not in there:
+                for kept in [kept for kept, place in self._index.values() if place.part == part]:
+                    self._share_media(self._bucket, kept)
+                self._bucket.put(part, self._part_name(part))
+
+    def _share_media(self, bucket: Bucket, kept: Kept) -> None:
+        for name, num_bytes in map(str.split, kept.media):
+            if self._in_bucket.get(_name_of(name)) != int(num_bytes) and self._path_of(name).exists():
+                bucket.put(self._path_of(name), _name_of(name))
+
+    def _part_name(self, part: Path) -> str:
+        return part.relative_to(self.root).as_posix()
 
     def put(self, result: Result) -> None:
         """Keeps a result. It is on disk after the next `flush`, which comes by itself a group at a time.
@@ -133,6 +173,8 @@ class Store:
             return
         if (result.stage, result.key) not in self:
             self._waiting[result.stage, result.key] = result
+            if self._bucket is not None:  # its worker has put its media there
+                self._in_bucket |= {_name_of(name): int(size) for name, size in map(str.split, _kept(result).media)}
         self.flush_if_due()
 
     def _write_failure(self, result: Result) -> int:
@@ -230,6 +272,8 @@ class Store:
         self._write_part(stage, _regrouped(self._of_index(parts)))
         for part in parts:
             part.unlink()
+            if self._bucket is not None:
+                self._bucket.delete(self._part_name(part))
         self._groups.clear()
 
     def _of_index(self, parts: Iterable[Path]) -> Iterator[pa.Table]:
@@ -247,8 +291,9 @@ class Store:
 
     def _write_part(self, stage: str, tables: Iterable[pa.Table]) -> None:
         folder = self._results / stage
-        numbers = [int(part.stem) for part in folder.glob(_PARTS)] if folder.is_dir() else []
-        part = folder / f"{max(numbers, default=-1) + 1:08d}.parquet"
+        numbers = [int(part.stem.partition("-")[0]) for part in folder.glob(_PARTS)] if folder.is_dir() else []
+        # The newest sorts last; another run that shares the bucket may come to the same number.
+        part = folder / f"{max(numbers, default=-1) + 1:08d}-{secrets.token_hex(4)}.parquet"
         with (
             explained(part),
             atomic_path(part) as temporary,
@@ -256,6 +301,8 @@ class Store:
         ):
             for table in tables:
                 writer.write_table(table)
+        if self._bucket is not None:
+            self._bucket.put(part, self._part_name(part))
         self._add_to_index(part)
 
     def _add_to_index(self, part: Path) -> None:
@@ -285,6 +332,12 @@ class Store:
                 self._groups.popitem(last=False)
         self._groups.move_to_end((part, group))
         return self._groups[part, group]
+
+
+def _name_of(medium: str) -> str:
+    """A medium's name in the bucket."""
+    sha256, dot, suffix = medium.partition(".")
+    return medium_name(sha256, dot + suffix)
 
 
 def _is_old(part: pq.ParquetFile) -> bool:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-import shutil
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from fractions import Fraction
@@ -14,7 +13,6 @@ import numpy as np
 from numpy.typing import NDArray
 
 from cookgen.config import machinery
-from cookgen.files import atomic_path, file_sha256
 from cookgen.perception.picture_faults import StillWatch
 from cookgen.perception.shots import ShotDetection, detect_cuts, shot_spans
 from cookgen.records import Clip, Reason, Reject, Video
@@ -344,11 +342,6 @@ def _cut(
 def _keep(video: Video, footage: Footage, made: Made, encoding: Encoding, tool: Places) -> Clip:
     """Moves a clip's two files into the media store, under the names of their own digests."""
     cut = made.cut
-    digests = {}
-    for path in (made.clip, made.keyframe):
-        digests[path] = file_sha256(path)
-        with atomic_path(tool.medium(digests[path], path.suffix)) as temporary:
-            shutil.copyfile(path, temporary)
     return Clip(
         narrative=video.narrative,
         clip_index=cut.clip_index,
@@ -361,10 +354,10 @@ def _keep(video: Video, footage: Footage, made: Made, encoding: Encoding, tool: 
         width=encoding.size_px,
         height=encoding.size_px,
         has_audio=footage.audio_stream is not None,
-        sha256=digests[made.clip],
+        sha256=tool.keep(made.clip),
         num_bytes=made.clip.stat().st_size,
         keyframe_pts_s=footage.seconds(cut.keyframe),
-        keyframe_sha256=digests[made.keyframe],
+        keyframe_sha256=tool.keep(made.keyframe),
         keyframe_num_bytes=made.keyframe.stat().st_size,
     )
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import logging
 import multiprocessing
 import os
 import shutil
@@ -32,29 +31,21 @@ def made(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture(scope="module")
-def s3(made: Path) -> Iterator[tuple[str, dict[str, Any]]]:
-    """A real S3 server with the set in it: (URL, storage options)."""
-    from moto.server import ThreadedMotoServer
-
-    logging.getLogger("werkzeug").setLevel(logging.ERROR)
-    server = ThreadedMotoServer(ip_address="127.0.0.1", port=0)
-    server.start()
-    try:
-        options = {**KEYS, "client_kwargs": {"endpoint_url": "http://{}:{}".format(*server.get_host_and_port())}}
-        system = fsspec.filesystem("s3", **options)
-        system.mkdir("sets")
-        system.put(str(made), "sets/demo", recursive=True)
-        yield "s3://sets/demo", options
-    finally:
-        server.stop()
+def s3_set(made: Path, s3_server: str) -> tuple[str, dict[str, Any]]:
+    """The set on an S3 server: (URL, storage options)."""
+    options = {**KEYS, "client_kwargs": {"endpoint_url": s3_server}}
+    system = fsspec.filesystem("s3", **options)
+    system.mkdir("sets")
+    system.put(str(made), "sets/demo", recursive=True)
+    return "s3://sets/demo", options
 
 
 def content_of(split: Any) -> list[tuple[str, str, bytes, bytes]]:
     return [(step.key, step.action, step.mp4, step.features["tiny"].tobytes()) for step in split]
 
 
-def test_the_same_samples_as_from_the_folder(made: Path, s3: tuple[str, dict[str, Any]], tmp_path: Path) -> None:
-    url, options = s3
+def test_the_same_samples_as_from_the_folder(made: Path, s3_set: tuple[str, dict[str, Any]], tmp_path: Path) -> None:
+    url, options = s3_set
     for split in ("train", "val"):
         here = load_split(split, made, unit="clip", features=("tiny",))
         there = load_split(split, url, unit="clip", features=("tiny",), cache=tmp_path, storage_options=options)
@@ -66,9 +57,9 @@ def test_the_same_samples_as_from_the_folder(made: Path, s3: tuple[str, dict[str
 
 
 def test_opening_fetches_no_shard_and_a_shard_is_fetched_once(
-    s3: tuple[str, dict[str, Any]], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    s3_set: tuple[str, dict[str, Any]], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    url, options = s3
+    url, options = s3_set
     asked: list[str] = []
     real = Location._ask
 
@@ -92,8 +83,8 @@ def _first_frames(task: tuple[str, dict[str, Any], Path, int]) -> int:
     return int(load_split("train", url, cache=cache, storage_options=options)[place].steps[0].frames().sum())
 
 
-def test_many_processes_fill_one_cache(made: Path, s3: tuple[str, dict[str, Any]], tmp_path: Path) -> None:
-    url, options = s3
+def test_many_processes_fill_one_cache(made: Path, s3_set: tuple[str, dict[str, Any]], tmp_path: Path) -> None:
+    url, options = s3_set
     tasks = [(url, options, tmp_path, place) for place in (0, 1, 0, 1, 2, 3)]
     with multiprocessing.get_context("spawn").Pool(2) as pool:
         sums = pool.map(_first_frames, tasks, chunksize=1)
@@ -102,8 +93,8 @@ def test_many_processes_fill_one_cache(made: Path, s3: tuple[str, dict[str, Any]
     assert not list(tmp_path.rglob(".tmp-*"))
 
 
-def test_forked_workers_read_a_url(s3: tuple[str, dict[str, Any]], tmp_path: Path) -> None:
-    url, options = s3
+def test_forked_workers_read_a_url(s3_set: tuple[str, dict[str, Any]], tmp_path: Path) -> None:
+    url, options = s3_set
     clips = load_split("train", url, unit="clip", frames=2, cache=tmp_path, storage_options=options)
     assert clips[0].action  # the parent has used its connection before it forks
     seen = [key for batch in clips.torch(batch_size=2, num_workers=2) for key in batch["key"]]

@@ -3,11 +3,10 @@
 from __future__ import annotations
 
 import json
-import logging
 import os
 import subprocess
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -383,42 +382,21 @@ def test_which_link_is_asked(video: bytes, tmp_path: Path) -> None:
 # The mirror and the archive
 
 
-@pytest.fixture(scope="module")
-def bucket(video: bytes) -> Iterator[str]:
-    """A real S3 server with a bucket of videos: its address."""
-    from moto.server import ThreadedMotoServer
-
-    logging.getLogger("werkzeug").setLevel(logging.ERROR)
-    server = ThreadedMotoServer(ip_address="127.0.0.1", port=0)
-    server.start()
-    try:
-        address = "http://{}:{}".format(*server.get_host_and_port())
-        system = fsspec.filesystem("s3", key="testing", secret="testing", client_kwargs={"endpoint_url": address})
-        system.mkdir("mirror")
-        system.pipe_file("mirror/youcook2/training/101/a.mp4", video)
-        system.pipe_file("mirror/youcook2/b.MKV", video)
-        system.pipe_file("mirror/youcook2/page.mp4", HTML)
-        system.pipe_file("mirror/youcook2/notes.txt", b"soup")
-        yield address
-    finally:
-        server.stop()
-
-
 @pytest.fixture
-def s3(bucket: str, monkeypatch: pytest.MonkeyPatch) -> str:
-    for name, value in {
-        "AWS_ENDPOINT_URL": bucket,
-        "AWS_ACCESS_KEY_ID": "testing",
-        "AWS_SECRET_ACCESS_KEY": "testing",
-        "AWS_DEFAULT_REGION": "us-east-1",
-    }.items():
-        monkeypatch.setenv(name, value)
+def bucket(s3: Any, video: bytes) -> str:
+    """The URL of a bucket of videos."""
+    if not s3.exists("mirror"):
+        s3.mkdir("mirror")
+    s3.pipe_file("mirror/youcook2/training/101/a.mp4", video)
+    s3.pipe_file("mirror/youcook2/b.MKV", video)
+    s3.pipe_file("mirror/youcook2/page.mp4", HTML)
+    s3.pipe_file("mirror/youcook2/notes.txt", b"soup")
     return "s3://mirror/youcook2"
 
 
-def test_a_mirror_comes_before_the_web(s3: str, video: bytes, tmp_path: Path) -> None:
+def test_a_mirror_comes_before_the_web(bucket: str, video: bytes, tmp_path: Path) -> None:
     with media_server(lambda path, number: Reply(video if path == "/page.mp4" else b"", status=200)) as server:
-        fetch(tmp_path, missing("a", "b", "page"), config_for(server, mirror=s3))
+        fetch(tmp_path, missing("a", "b", "page"), config_for(server, mirror=bucket))
         assert set(server.paths()) == {"/page.mp4"}
     assert files(tmp_path) == ["a.mp4", "b.mkv", "page.mp4"]
     assert (fetched_folder(tmp_path) / "a.mp4").read_bytes() == video
@@ -440,7 +418,7 @@ def test_a_mirror_comes_before_the_web(s3: str, video: bytes, tmp_path: Path) ->
         ("http://me:pa55@127.0.0.1:9/", "cannot be listed|holds no file"),
     ],
 )
-def test_a_mirror_that_is_none(s3: str, mirror: str, named: str, tmp_path: Path) -> None:
+def test_a_mirror_that_is_none(bucket: str, mirror: str, named: str, tmp_path: Path) -> None:
     with pytest.raises(InputError, match=named) as error:
         open_places(missing("a"), FetchConfig(mirror=mirror))
     assert "fetch.mirror=" in str(error.value)
