@@ -2,8 +2,8 @@
 
 Videos stream through a chain of operators, one pool of actors a stage, so that cutting, listening and the model calls
 overlap; an actor loads its model once. The rows that travel are the videos' JSON; media stay in the store's media
-folder, which all nodes must see, or in a bucket (bucket.py). One actor beside the driver is the only writer of the store, and deals out the videos:
-the driver itself holds none of their rows.
+folder, which all nodes must see, or in a bucket (bucket.py). One actor beside the driver is the only writer of the
+store, and deals out the videos: the driver itself holds none of their rows.
 """
 
 from __future__ import annotations

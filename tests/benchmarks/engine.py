@@ -5,6 +5,7 @@ a plain Ray Data chain of as many map_batches, in the same blocks, that writes P
 Scale: 30,000 videos and 200,000 clips of made-up rows (the media are one clip, again and again) through the real flow:
 engine, store, matcher, tables, shards, report; peaks of memory; then the same run again, which has nothing to do.
 Matching: the rule and the best matching over 200,000 clips. Shards: writing them, beside tarfile copying their bytes.
+Nodes: stages that are nothing but CPU time, on a cluster of one node and of two, each bound to one core of its own.
 """
 
 from __future__ import annotations
@@ -35,6 +36,7 @@ from cookgen.dataset.tar import tar_member
 from cookgen.files import write_atomic
 from cookgen.records import Action, Caption, Check, Clip, Lineage, SourceVideo, Video, Word
 from pipelines import engine, flow
+from pipelines.cluster import Cluster
 from pipelines.progress import FailuresConfig, Trace
 from pipelines.request import Request, request_of
 from pipelines.stage import Places, Result, Stage, VideoState, medium_path
@@ -286,6 +288,72 @@ def peaks() -> Iterator[dict[str, int]]:
         thread.join()
 
 
+# Nodes
+
+
+BURNT_S = 0.15  # CPU seconds of each stage for each video
+
+
+def burn(*rows: Any, config: Nothing) -> Iterator[Any]:
+    ends = time.process_time() + BURNT_S
+    while time.process_time() < ends:
+        hashlib.sha256(CLIP).digest()
+    yield from videos(*rows, config=config) if isinstance(rows[0], SourceVideo) else ()
+
+
+@contextmanager
+def bound_nodes(folder: Path, num_nodes: int) -> Iterator[str]:
+    """A cluster whose n-th node, with all that it starts, has the n-th core and no other; its address."""
+    command = [sys.executable, "-m", "pipelines.cluster"]
+    where = ["--folder", str(folder)]
+    subprocess.run([*command, "up", "--nodes", str(num_nodes), *where], cwd=ROOT, check=True, stdout=subprocess.DEVNULL)
+    try:
+        cluster = Cluster.load(folder)
+        assert cluster is not None
+        cores = sorted(os.sched_getaffinity(0))
+        for node, core in zip(cluster.nodes, cores, strict=False):
+            first = psutil.Process(node.pid)
+            for process in (first, *first.children(recursive=True)):
+                for thread in process.threads():
+                    os.sched_setaffinity(thread.id, {core})  # what starts later inherits it
+        yield cluster.address
+    finally:
+        subprocess.run([*command, "down", *where], cwd=ROOT, check=True, stdout=subprocess.DEVNULL)
+
+
+def two_nodes(num_videos: int, rounds: int) -> dict[str, Any]:
+    busy = tuple(replace(stage, run=burn, config=Nothing()) for stage in STAGES)
+    sources = [
+        SourceVideo(narrative=f"toy-{n}", source="toy", video_id=f"{n}", path=f"{n}.mp4", num_bytes=1, mtime_ns=0)
+        for n in range(num_videos)
+    ]
+    taken: dict[int, list[float]] = {1: [], 2: []}
+    for _ in range(rounds):
+        for num_nodes, seconds in taken.items():
+            with tempfile.TemporaryDirectory(dir="/tmp") as folder, bound_nodes(Path(folder), num_nodes) as address:
+                out = Path(folder) / "out"
+                began = time.monotonic()
+                engine.run(
+                    sources,
+                    busy,
+                    out=out,
+                    places=Places(videos=out, media=out, scratch=out),
+                    address=address,
+                    failures=FailuresConfig(),
+                    trace=Trace(out / ".runs"),
+                    show=lambda tallies: None,
+                )
+                seconds.append(time.monotonic() - began)
+    ratios = [one / two for one, two in zip(taken[1], taken[2], strict=True)]
+    return {
+        "bench": "two nodes against one",
+        "videos": num_videos,
+        "cpu_s_of_work": round(num_videos * len(busy) * BURNT_S),
+        "wall_s": {name: [round(one, 1) for one in seconds] for name, seconds in taken.items()},
+        "speed_up": [round(statistics.median(ratios), 2), round(min(ratios), 2), round(max(ratios), 2)],
+    }
+
+
 # Matching and shards
 
 
@@ -386,7 +454,7 @@ def main(only: str = "", num_videos: int = 30_000, rounds: int = 3) -> None:
     """Runs the measures.
 
     Args:
-        only: a part of the measure's name: orchestration, scale, matching, shards
+        only: a part of the measure's name: orchestration, scale, matching, shards, nodes
         num_videos: of the synthetic run
         rounds: of each timed way
     """
@@ -398,6 +466,8 @@ def main(only: str = "", num_videos: int = 30_000, rounds: int = 3) -> None:
             say(**matching(num_videos))
         if only in "shards":
             say(**shard_writing(Path(name) / "shards", rounds))
+        if only in "nodes":
+            say(**two_nodes(60, rounds))
         if only in "orchestration":
             say(**orchestration(10_000, rounds))
         if only in "scale":

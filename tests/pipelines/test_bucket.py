@@ -137,7 +137,7 @@ def test_what_a_killed_run_did_not_send_is_sent_by_the_next(bucket: Bucket, tmp_
     assert Store(tmp_path / "new", bucket).known(CLIPS, "key-clips") is None
     Store(tmp_path / "here", bucket).share()
     assert Store(tmp_path / "new", bucket).known(CLIPS, "key-clips") is not None
-    assert {size for size in bucket.sizes("media").values()} == {400}
+    assert set(bucket.sizes("media").values()) == {400}
 
 
 def test_a_bucket_that_is_none(s3: Any, tmp_path: Path) -> None:
@@ -160,6 +160,7 @@ def test_a_folder_is_no_bucket(url: str) -> None:
         StoreConfig(url)
 
 
+@pytest.mark.full
 def test_a_fresh_machine_goes_on_from_the_bucket(
     bucket: Bucket, set_digests: Callable[[Path], dict[str, str]], pipelines: Any, tmp_path: Path
 ) -> None:
