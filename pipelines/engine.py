@@ -73,7 +73,7 @@ class _StoreWriter:
     def state(self, order: int) -> tuple[str, list[str]]:
         """A video as far as it is kept, and the stages of which something else is kept, under other keys."""
         stages, source = tuple(self._stages.values()), self._sources[order]
-        state = resume(source, stages, find=self._store.get)
+        state = self._store.state(source, stages)
         known = [name for name in pending(state, stages) if self._store.knows(self._stages[name], source.narrative)]
         return state.to_json(), known
 

@@ -269,7 +269,7 @@ class _Finished(Sequence[VideoState]):
         return len(self._sources)
 
     def __getitem__(self, index: Any) -> Any:
-        state = resume(self._sources[index], self._stages, find=self._store.get)
+        state = self._store.state(self._sources[index], self._stages)
         failed = _failed_stage(state, self._stages, self._store)
         return state if failed is None else state.with_result(failure(failed[0], state, self._stages, failed[1]))
 

@@ -140,10 +140,16 @@ class Result:
 
     def at(self, path: str) -> Result:
         """The result with rejects that name the file where it lies now: a path is in no key."""
+        if all(reject.path == path for reject in self.rejects):
+            return self
         return replace(self, rejects=tuple(reject.model_copy(update={"path": path}) for reject in self.rejects))
 
     def to_json(self) -> str:
         """Canonical JSON; Result.from_json reads it back."""
+        return self._text
+
+    @cached_property
+    def _text(self) -> str:
         return canonical_json(
             {
                 "stage": self.stage,
@@ -153,6 +159,7 @@ class Result:
                 "rejects": [reject.to_json() for reject in self.rejects],
                 "lineage": self.lineage.to_json(),
                 "seconds": self.seconds,
+                "content": self.content,
             }
         )
 
@@ -160,7 +167,7 @@ class Result:
     def from_json(text: str, stage: Stage) -> Result:
         """Reads what to_json wrote. Raises ValueError where the rows are not those of the stage's record."""
         values = json.loads(text)
-        return Result(
+        result = Result(
             stage=values["stage"],
             key=values["key"],
             narrative=values["narrative"],
@@ -169,6 +176,10 @@ class Result:
             lineage=Lineage.model_validate(values["lineage"]),
             seconds=values["seconds"],
         )
+        vars(result)["_text"] = text  # to make it, or the content, again takes longer than all of the above
+        if "content" in values:  # not in what was kept before it was written down
+            vars(result)["content"] = values["content"]
+        return result
 
 
 @dataclass(frozen=True, slots=True)

@@ -32,9 +32,9 @@ import pyarrow.parquet as pq
 from cookgen.config import config_digest, to_values
 from cookgen.errors import OutputError
 from cookgen.files import atomic_path, canonical_json, explained, lock_held, write_atomic
-from cookgen.records import FORMAT, Clip, Lineage
+from cookgen.records import FORMAT, Clip, Lineage, SourceVideo
 from pipelines.bucket import Bucket
-from pipelines.stage import Kept, Result, Stage, medium_name, medium_path
+from pipelines.stage import Kept, Result, Stage, VideoState, medium_name, medium_path, resume
 
 GROUP_SIZE = 64
 GROUP_SECONDS = 5.0
@@ -121,6 +121,13 @@ class Store:
             return waiting
         _, place = self._index[stage.name, key]
         return Result.from_json(self._group(place.part, place.group)[place.row], stage)
+
+    def state(self, source: SourceVideo, stages: tuple[Stage, ...]) -> VideoState:
+        """The video with all results that are kept of it, whole. Their keys come from what is known of them: to digest
+        the rows again would take longer than to read them."""
+        known = resume(source, stages, find=self.known).results
+        found = [self.get(stage, known[stage.name].key) for stage in stages if stage.name in known]
+        return VideoState(source, {result.stage: result.at(source.path) for result in found if result is not None})
 
     def _is_whole(self, medium: str) -> bool:
         name, num_bytes = medium.split()

@@ -15,6 +15,7 @@ import re
 import tarfile
 from collections import defaultdict
 from collections.abc import Callable, Iterable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
@@ -364,17 +365,19 @@ class _HashedFile:
 def _write_shard(
     path: str, narratives: Iterable[tuple[Step, ...]], *, places: Places, out: Path, statistics: Statistics
 ) -> tuple[Shard, list[Narrative]]:
-    """One tar file; at most one medium in memory at a time."""
+    """One tar file; at most two media in memory at a time."""
     rows = []
     with atomic_path(out / path) as temporary, temporary.open("wb") as stream:
         file = _HashedFile(stream)
         with tarfile.open(fileobj=file, mode="w", format=tarfile.PAX_FORMAT) as tar:  # type: ignore[call-overload]
             for steps in narratives:
                 start = file.num_bytes
+                names = [name for step in steps for name in _names(step)]
+                contents = (content for step in steps for content in _contents(step, places))
+                for name, content in zip(names, _ahead(contents), strict=True):
+                    tar.addfile(tar_member(name, len(content)), io.BytesIO(content))
                 for step in steps:
                     statistics.add(step.sample)
-                    for name, content in zip(_names(step), _contents(step, places), strict=True):
-                        tar.addfile(tar_member(name, len(content)), io.BytesIO(content))
                 rows.append(
                     Narrative(
                         narrative=steps[0].sample.narrative,
@@ -393,6 +396,15 @@ def _write_shard(
         num_clips=sum(row.num_steps for row in rows),
     )
     return shard, rows
+
+
+def _ahead(contents: Iterator[bytes]) -> Iterator[bytes]:
+    """The same in the same order; another thread reads and proves the next one while this one is written."""
+    with ThreadPoolExecutor(1) as reader:
+        coming = reader.submit(next, contents, None)
+        while (content := coming.result()) is not None:
+            coming = reader.submit(next, contents, None)
+            yield content
 
 
 def _names(step: Step) -> list[str]:
