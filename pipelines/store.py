@@ -17,6 +17,7 @@ from __future__ import annotations
 import contextlib
 import fcntl
 import json
+import re
 import secrets
 import shutil
 import time
@@ -42,6 +43,7 @@ COMPACT_PARTS = 16  # more parts than this in a stage are merged when a run ends
 MAX_ATTEMPTS = 3  # failures of a stage on a video after which it is left alone
 _CACHED_GROUPS = 8
 _PARTS = "[0-9]*.parquet"  # not the .tmp- files that a killed run may have left
+_PART_IN_BUCKET = re.compile(r"results/[a-z]+/[0-9]{8,}-[0-9a-f]{8}\.parquet")  # and no name that leads out of OUT
 _SCHEMA = pa.schema(
     [
         ("key", pa.string()),
@@ -143,12 +145,11 @@ class Store:
         return medium_path(self.media, sha256, dot + suffix)
 
     def _fetch_parts(self, bucket: Bucket) -> None:
-        for name in bucket.sizes("results"):
-            part = self.root / name
+        for name in filter(_PART_IN_BUCKET.fullmatch, bucket.sizes("results")):
             # One that is gone was merged into another by a run on another OUT.
             with contextlib.suppress(FileNotFoundError):
-                if not part.exists():
-                    bucket.get(name, part)
+                if not (self.root / name).exists():
+                    bucket.get(name, self.root / name)
 
     def share(self) -> None:
         """Puts into the bucket what it lacks: what was made before there was one, or by a run that was killed before it

@@ -85,6 +85,15 @@ def test_what_one_out_keeps_another_knows(bucket: Bucket, tmp_path: Path) -> Non
         assert [store.get(STAGE, f"key-{number}") for number in range(3)] == [result(number) for number in range(3)]
 
 
+def test_an_object_with_a_name_of_its_own_is_let_be(s3: Any, bucket: Bucket, tmp_path: Path) -> None:
+    keep(tmp_path / "a", bucket, result(0))
+    for name in ("captions/../../../escaped-0.parquet", "captions/notes.parquet", "00000000-00000000.parquet"):
+        s3.pipe_file(f"{bucket.url}/results/{name}", b"not ours")
+    assert Store(tmp_path / "b", bucket).get(STAGE, "key-0") == result(0)
+    assert [path.parent.name for path in tmp_path.rglob("b/**/*.parquet")] == ["captions"]
+    assert not list(tmp_path.rglob("escaped*"))
+
+
 def test_two_that_write_at_once_overwrite_nothing(bucket: Bucket, tmp_path: Path) -> None:
     stores = [Store(tmp_path / str(number), bucket) for number in range(2)]  # both saw an empty bucket
     for number, store in enumerate(stores):
