@@ -63,7 +63,11 @@ def test_agreement_of_a_set() -> None:
 
 
 def test_only_clips_that_both_scored_count_and_the_same_clip_of_another_narrative_is_another() -> None:
-    x = [check(0, "caption_coverage_by_x", 1), check(1, "caption_coverage_by_x", 5), check(2, "caption_coverage_by_x", 4)]
+    x = [
+        check(0, "caption_coverage_by_x", 1),
+        check(1, "caption_coverage_by_x", 5),
+        check(2, "caption_coverage_by_x", 4),
+    ]
     y = [check(0, "caption_coverage_by_y", 1), check(1, "caption_coverage_by_y", 5)]
     y += [check(2, "caption_coverage_by_y", 1, narrative="demo-b")]
     (row,) = judge_agreement(x + y)
