@@ -78,7 +78,7 @@ class DiffusersImageToVideo:
 
         dtype = torch.float32 if place.type == "cpu" else torch.bfloat16
         with model_errors(model):
-            pipeline = kind.from_pretrained(path, torch_dtype=dtype, use_safetensors=True, local_files_only=True)
+            pipeline = kind.from_pretrained(path, dtype=dtype, use_safetensors=True, local_files_only=True)
             pipeline.set_progress_bar_config(disable=True)
             pipeline = pipeline.to(place)
         settings = {"steps": num_steps, "guidance": guidance}

@@ -29,6 +29,7 @@ from cookgen.records import Score
 from cookgen.runlog import Tally
 
 CLIP_T, FRECHET = "inverse_clip_t", "inverse_frechet"
+_ROUNDING = 1e-3  # of a frame: the JSON's seconds are rounded
 
 
 class Encoder(Protocol):
@@ -47,7 +48,7 @@ class Encoder(Protocol):
 class InverseConfig:
     """num_frames are generated, and compared with as many of the source, `fps` a second, from the keyframe on.
 
-    Where the source clip ends before, only the frames until its last one are compared.
+    Where the source clip ends before, only the frames until its end are compared.
     """
 
     num_frames: int = 49
@@ -150,7 +151,7 @@ def inverse_text(values: Mapping[str, float], protocol: Mapping[str, Any]) -> st
 
 def _features(step: Step, generator: Generator, encoder: Encoder, config: InverseConfig) -> _Features:
     key = _key(step)
-    numbers = _compared(window(step, num_frames=config.num_frames, fps=config.fps), step.sample.clip.num_frames)
+    numbers = _compared(step, config)
     source_THWC = step.frames(numbers)
     seed = int(hashlib.sha256(f"{config.seed}:{key}".encode()).hexdigest()[:8], 16)  # whatever the order of clips
     generated_THWC = generator.generate(step.caption, step.keyframe(), num_frames=config.num_frames, seed=seed)
@@ -167,10 +168,12 @@ def _features(step: Step, generator: Generator, encoder: Encoder, config: Invers
     return _Features(generated_TD, source_TD, caption_D)
 
 
-def _compared(numbers: Sequence[int], num_frames: int) -> list[int]:
-    """The frames of a window up to the clip's last one, which the window repeats where the clip is shorter."""
-    last = num_frames - 1
-    return list(numbers[: numbers.index(last) + 1] if last in numbers else numbers)
+def _compared(step: Step, config: InverseConfig) -> list[int]:
+    """The window's frames without those that repeat the clip's last one because the clip has ended."""
+    clip = step.sample.clip
+    numbers = window(step, num_frames=config.num_frames, fps=config.fps)
+    shown_s = (clip.num_frames - numbers[0] - _ROUNDING) / clip.fps  # of the clip, from the first of them on
+    return [number for k, number in enumerate(numbers) if k / config.fps < shown_s]
 
 
 def _scores(step: Step, features: _Features) -> Iterator[Score]:
@@ -201,7 +204,7 @@ def _digest(step: Step, how: dict[str, Any]) -> str:
 def _read(path: Path) -> _Features | None:
     """What is kept of a clip; None where nothing is, or what is there cannot be read."""
     try:
-        with np.load(path, allow_pickle=False) as arrays:
+        with path.open("rb") as stream, np.load(stream, allow_pickle=False) as arrays:
             features = _Features(**{name: arrays[name] for name in ("generated_TD", "source_TD", "caption_D")})
     except (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile):
         return None

@@ -34,7 +34,7 @@ def test_parity_with_scipy(num: int, other: int, width: int) -> None:
 
 def test_gaussians_of_which_the_distance_is_known() -> None:
     signs = np.array([[1.0, 1.0], [1.0, -1.0], [-1.0, 1.0], [-1.0, -1.0]])  # covariance 4/3 of the identity, ddof 1
-    assert frechet_distance(signs, signs + [3.0, 4.0]) == pytest.approx(25)
+    assert frechet_distance(signs, signs + np.array([3.0, 4.0])) == pytest.approx(25)
     assert frechet_distance(signs, 3 * signs) == pytest.approx(2 * (4 / 3) * (3 - 1) ** 2)
     # One feature wide: (m - m')^2 + (s - s')^2.
     a, b = np.array([[0.0], [2.0]]), np.array([[1.0], [5.0]])
