@@ -6,6 +6,7 @@ import inspect
 import json
 import sys
 from dataclasses import dataclass
+from importlib import import_module
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any, Protocol
@@ -16,7 +17,7 @@ from PIL import Image
 
 from cookgen.errors import ModelError
 from cookgen.modelstore import identity, resolve
-from cookgen.perception.encoders import device_of
+from cookgen.perception.encoders import device_of, load_network
 from cookgen.pretrained import LIBRARY_ERRORS, model_errors
 
 STILL = "still"
@@ -71,14 +72,17 @@ class DiffusersImageToVideo:
 
         Raises ModelError where it cannot be loaded, or does not make clips of a caption and a picture.
         """
-        path = resolve(model).path
-        place = device_of(device)
-        kind = _pipeline_class(model, path)
         import torch
 
+        path = resolve(model).path
+        place = device_of(device)
+        kind, parts = _pipeline_class(model, path)
         dtype = torch.float32 if place.type == "cpu" else torch.bfloat16
+        networks = {
+            name: load_network(model, part.from_pretrained, path / name, dtype=dtype) for name, part in parts.items()
+        }
         with model_errors(model):
-            pipeline = kind.from_pretrained(path, dtype=dtype, use_safetensors=True, local_files_only=True)
+            pipeline = kind.from_pretrained(path, dtype=dtype, local_files_only=True, **networks)
             pipeline.set_progress_bar_config(disable=True)
             pipeline = pipeline.to(place)
         settings = {"steps": num_steps, "guidance": guidance}
@@ -129,12 +133,17 @@ def load_generator(
     return DiffusersImageToVideo.load(name, num_steps=num_steps, guidance=guidance, device=device)
 
 
-def _pipeline_class(model: str, path: Path) -> Any:
-    """The diffusers class that the folder's model_index.json names. Raises ModelError where it is no such pipeline."""
+def _pipeline_class(model: str, path: Path) -> tuple[Any, dict[str, Any]]:
+    """The diffusers class that model_index.json names, and by name the classes of its networks.
+
+    Raises ModelError where it is no pipeline that makes clips of a caption and a picture.
+    """
     import diffusers
+    import torch
 
     with model_errors(model):
-        found = json.loads((path / "model_index.json").read_bytes())["_class_name"]
+        index = json.loads((path / "model_index.json").read_bytes())
+        found = index["_class_name"]
     kind: Any = getattr(diffusers, found, None) if isinstance(found, str) else None
     is_pipeline = inspect.isclass(kind) and issubclass(kind, diffusers.DiffusionPipeline)
     takes = inspect.signature(kind.__call__).parameters if is_pipeline else ()
@@ -146,4 +155,12 @@ def _pipeline_class(model: str, path: Path) -> Any:
     # Some pipelines clean prompts with a package that diffusers does not require, and fail in the middle without it.
     if hasattr(sys.modules[kind.__module__], "is_ftfy_available") and find_spec("ftfy") is None:
         raise ModelError(f"{model}: {found} needs the package ftfy; run `pip install ftfy`")
-    return kind
+    # Loaded by the pipeline itself, a network's missing weights would be made up at random.
+    parts = {}
+    for name in inspect.signature(kind.__init__).parameters:
+        library, part = entry if isinstance(entry := index.get(name), list) and len(entry) == 2 else (None, None)
+        if library in ("diffusers", "transformers") and isinstance(part, str):
+            part = getattr(import_module(library), part, None)
+            if inspect.isclass(part) and issubclass(part, torch.nn.Module):
+                parts[name] = part
+    return kind, parts

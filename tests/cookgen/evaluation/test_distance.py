@@ -32,6 +32,13 @@ def test_parity_with_scipy(num: int, other: int, width: int) -> None:
     assert frechet_distance(a.astype(np.float32), b.astype(np.float32)) == pytest.approx(by_scipy(a, b), rel=1e-5)
 
 
+def test_parity_with_torchmetrics() -> None:
+    """What FrechetInceptionDistance of torchmetrics 1.9.0 gives for these, with the pixels as features, in float64."""
+    rng = np.random.default_rng(7)
+    a, b = (rng.integers(low, high, (100, 3, 4, 4), dtype=np.uint8) for low, high in ((0, 200), (100, 255)))
+    assert frechet_distance(*(x.reshape(100, -1).astype(float) for x in (a, b))) == pytest.approx(328979.0735635044)
+
+
 def test_gaussians_of_which_the_distance_is_known() -> None:
     signs = np.array([[1.0, 1.0], [1.0, -1.0], [-1.0, 1.0], [-1.0, -1.0]])  # covariance 4/3 of the identity, ddof 1
     assert frechet_distance(signs, signs + np.array([3.0, 4.0])) == pytest.approx(25)

@@ -9,6 +9,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from safetensors.torch import load_file, save_file
 
 from cookgen.errors import ModelError
 from cookgen.evaluation.generators import STILL, DiffusersImageToVideo, Still, load_generator
@@ -68,6 +69,16 @@ def test_what_is_no_such_pipeline_is_refused_and_its_code_is_not_run(tmp_path: P
     with pytest.raises(ModelError, match=r"image-to-video pipeline|cannot be loaded"):
         load_generator(str(tmp_path), device="cpu")
     assert not (tmp_path / "ran").exists()
+
+
+@pytest.mark.parametrize("part", ["text_encoder/model", "transformer/diffusion_pytorch_model"])
+def test_weights_that_are_missing_are_not_made_up(tmp_path: Path, part: str) -> None:
+    file = tiny.ltx(tmp_path) / f"{part}.safetensors"
+    weights = load_file(file)
+    gone = next(name for name in sorted(weights) if "SelfAttention" in name or "attn" in name)
+    save_file({name: value for name, value in weights.items() if name != gone}, file, metadata={"format": "pt"})
+    with pytest.raises(ModelError, match=r"1 weights of .* are not in its files"):
+        load_generator(str(tmp_path), device="cpu")
 
 
 @pytest.mark.skipif(find_spec("ftfy") is not None, reason="ftfy is installed")
