@@ -2,14 +2,20 @@
 
 from __future__ import annotations
 
+import json
+from pathlib import Path
+
 import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 from sklearn.metrics import cohen_kappa_score
 
+from cookgen.cli import main
+from cookgen.dataset.tables import table_path, write_table
 from cookgen.evaluation.agreement import agreement_text, judge_agreement, weighted_kappa
 from cookgen.records import Check
+from tests.shardset import Story, make_set
 
 TIERS = st.integers(1, 5)
 
@@ -79,3 +85,18 @@ def test_one_judge_has_nobody_to_agree_with() -> None:
     assert row.kappa is None
     assert "not defined" in agreement_text([row])
     assert judge_agreement([]) == [] and agreement_text([]) == ""
+
+
+def test_stats_says_what_the_judges_say(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    out = make_set(tmp_path / "set", [Story("a")])
+    assert main(["stats", str(out)]) == 0
+    assert "kappa" not in capsys.readouterr().out
+    tiers = {"x": (1, 3, 5), "y": (1, 3, 4)}
+    rows = [check(clip, f"caption_coverage_by_{judge}", tiers[judge][clip]) for judge in tiers for clip in range(3)]
+    write_table(table_path(out, Check), Check, rows)
+    assert main(["stats", str(out)]) == 0
+    kappa = cohen_kappa_score(*tiers.values(), weights="quadratic", labels=[1, 2, 3, 4, 5])
+    assert f"coverage: 3 clips; means: x 3.00, y 2.67; weighted kappa: {kappa:.3f}" in capsys.readouterr().out
+    assert main(["stats", str(out), "--json"]) == 0
+    (judges,) = json.loads(capsys.readouterr().out)["judges"]
+    assert judges["criterion"] == "coverage" and judges["kappa"] == pytest.approx(kappa)
