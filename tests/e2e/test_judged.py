@@ -19,7 +19,6 @@ from cookgen.records import Check, Score
 from tests.chatserver import Reply, chat_server
 from tests.cookgen.evaluation import tiny
 
-
 Run = Callable[..., Any]
 
 
