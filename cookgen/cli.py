@@ -25,10 +25,13 @@ from cookgen.dataset.inspect import inspect as inspect_key
 from cookgen.dataset.publish import annotation_files, plan_text, set_files
 from cookgen.dataset.publish import publish as publish_files
 from cookgen.dataset.summary import card_of, read_statistics, statistics_text, statistics_values
+from cookgen.dataset.tables import read_table, table_path
 from cookgen.dataset.validate import validate as validate_set
 from cookgen.errors import ModelError, UsageError
+from cookgen.evaluation.agreement import agreement_text, judge_agreement
 from cookgen.features import compute_features, encoder_config, plan_features
 from cookgen.files import canonical_json, explained, write_atomic
+from cookgen.records import Check
 from cookgen.runlog import Progress, Tally
 
 Out = Annotated[Path, tyro.conf.Positional, tyro.conf.arg(metavar="OUT")]
@@ -125,12 +128,20 @@ def card(out: Out, *, croissant: Flag = False) -> int:
 def stats(out: Out, *, as_json: Json = False) -> int:
     """Print the columns of VideoAuteur's Tables 1 and 2 beside the published values, and histograms of lengths.
 
+    Where judges have scored the captions, also what they say on average and how far they agree.
+
     Args:
         out: the folder that holds the set's dataset.json
         as_json: print one JSON object instead
     """
     found = read_statistics(out)
-    _say(json.dumps(statistics_values(found), indent=2) if as_json else statistics_text(found))
+    checks = table_path(out, Check)
+    agreement = judge_agreement(read_table(checks, Check)) if checks.is_file() else []
+    if as_json:
+        judges = [asdict(row) for row in agreement]
+        _say(json.dumps({**statistics_values(found), "judges": judges}, indent=2))
+    else:
+        _say("\n\n".join([statistics_text(found), *([agreement_text(agreement)] if agreement else [])]))
     return 0
 
 
@@ -281,9 +292,83 @@ def direct(
     return 0
 
 
+def inverse(
+    out: Out,
+    *,
+    encoder: Annotated[str, tyro.conf.arg(metavar="MODEL")],
+    to: Path,
+    generator: Annotated[str, tyro.conf.arg(metavar="still|MODEL")] = "still",
+    split: Annotated[str, tyro.conf.arg(metavar="SPLIT")] = "val",
+    limit: int | None = None,
+    num_frames: int = 49,
+    fps: float = 8.0,
+    seed: int = 0,
+    num_steps: int | None = None,
+    guidance: float | None = None,
+    device: Annotated[str, tyro.conf.arg(metavar="auto|cpu|cuda")] = "auto",
+    as_json: Json = False,
+) -> int:
+    """Generate clips again from caption and keyframe, and score them: CLIP-T, Fréchet distance to the source's frames.
+
+    Run again, it goes on where it was stopped. Writes TO/inverse.json and TO/scores.parquet; a run with
+    `--set checks.scores=/path/TO/scores.parquet` takes the scores up as checks of the same clips and captions.
+
+    Args:
+        out: the folder that holds the set's dataset.json
+        encoder: CLIP or SigLIP: a folder, or a repository of the hub at a commit: organisation/name@<40 hex digits>
+        to: a folder for the scores
+        generator: still (the keyframe, unmoved: a baseline), or an image-to-video pipeline of diffusers: a folder, or
+            a repository of the hub at a commit
+        split: whose clips
+        limit: only so many clips, the split's first
+        num_frames: how many are generated of each clip
+        fps: how many a second
+        seed: of what the generator draws
+        num_steps: denoising steps; by default the pipeline's own
+        guidance: classifier-free guidance; by default the pipeline's own
+        device: of generator and encoder
+        as_json: print the JSON instead of lines
+    """
+    from cookgen.dataset.scores import write_scores
+    from cookgen.dataset.split import load_split
+    from cookgen.evaluation.inverse import InverseConfig, evaluate_inverse, inverse_text
+
+    try:
+        from cookgen.evaluation.generators import load_generator
+        from cookgen.evaluation.image_text import ImageText
+
+        config = InverseConfig(num_frames, fps, seed)
+        if limit is not None and limit < 1:
+            raise ValueError(f"limit is {limit}; at least 1")
+        steps = [step for narrative in load_split(split, out) for step in narrative.steps][:limit]
+        loaded = ImageText.load(encoder, device=device)
+        maker = load_generator(generator, num_steps=num_steps, guidance=guidance, device=device)
+    except ModuleNotFoundError as error:
+        raise UsageError(f"cookgen eval: {error}; install cookgen[features]") from error
+    except ValueError as error:
+        raise UsageError(f"cookgen eval inverse: {error}") from error
+    run_folder = to / ".runs"
+    with explained(to):
+        progress = Progress(run_folder, "cookgen eval inverse", unit="clip")
+    with progress:
+
+        def show(tally: Tally) -> None:
+            progress.show({"inverse": tally}, final=tally.done == tally.total)
+
+        found = evaluate_inverse(steps, maker, loaded, config, kept=run_folder / "clips", show=show)
+    values = {"values": found.values, "protocol": {"set": str(out), "split": split, **found.protocol}}
+    with explained(to):
+        write_scores(to / "scores.parquet", found.scores)
+        write_atomic(to / "inverse.json", canonical_json(values))
+    _say(json.dumps(values, indent=2) if as_json else inverse_text(found.values, values["protocol"]))
+    return 0
+
+
 def main(arguments: Sequence[str] | None = None) -> int:
     """Runs one command; returns the exit status."""
     arguments = sys.argv[1:] if arguments is None else list(arguments)
+    if arguments[:1] == ["eval"]:
+        arguments = [" ".join(arguments[:2]), *arguments[2:]]  # a group of commands, each with options of its own
     if arguments == ["--version"]:
         _say(f"cookgen {__version__}")
         return 0
@@ -296,6 +381,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         "export": export,
         "publish": publish,
         "direct": direct,
+        "eval inverse": inverse,
     }
     what = "Works with cookgen/1 shard sets. `cookgen --version` prints the version."
     return run_command(commands, arguments, prog="cookgen", description=what)

@@ -146,6 +146,7 @@ class Story:
     title: str | None = None
     topic: str | None = None
     first_text: str = "Slice the onion"
+    captions: tuple[str, ...] = ()  # by clip, in turn; "a pan, still" where there are none
     captioner: str = "tags:efficientnet-lite0"
     first_shade: int = 0  # another one for a split that is to share no clip with the others
 
@@ -292,7 +293,8 @@ def _rows(story: Story, media: Media) -> tuple[dict[str, tuple[Record, ...]], di
                 Reject(narrative=name, path=story.path, clip_index=index, stage="captions", reason=Reason.EMPTY_CAPTION)
             )
         else:
-            captions.append(Caption(narrative=name, clip_index=index, text="a pan, still", origin=story.captioner))
+            text = story.captions[index % len(story.captions)] if story.captions else "a pan, still"
+            captions.append(Caption(narrative=name, clip_index=index, text=text, origin=story.captioner))
         is_pair = index not in story.lonely_clips | story.lonely_actions
         matches.append(
             Match(

@@ -29,6 +29,7 @@ RULES: dict[str, set[str]] = {
     "cookgen.pretrained": GROUND,
     "cookgen.perception": GROUND | RECORDS | {"cookgen.pretrained"},
     "cookgen.director": GROUND | RECORDS | {"cookgen.dataset", "cookgen.pretrained"},
+    "cookgen.evaluation": GROUND | RECORDS | {"cookgen.dataset", "cookgen.perception", "cookgen.pretrained"},
     "cookgen.picture": GROUND | {"cookgen.features"},
     "cookgen.training": GROUND | {"cookgen.dataset"},
     "cookgen.train": GROUND | RECORDS | {"cookgen.dataset", "cookgen.features", "cookgen.director", "cookgen.training"},

@@ -59,7 +59,7 @@ class ChatModel:
         weakref.finalize(self, self._client.close)  # its kept-alive connections end with it
 
     def complete(
-        self, messages: Sequence[Mapping[str, str]], *, json_schema: Mapping[str, Any], max_tokens: int
+        self, messages: Sequence[Mapping[str, Any]], *, json_schema: Mapping[str, Any], max_tokens: int
     ) -> dict[str, Any]:
         """The model's answer to `messages` ({"role", "content"} each): a JSON object that keeps to `json_schema`.
 
@@ -89,7 +89,7 @@ class ChatModel:
             time.sleep(pause_s)
             pause_s = min(2 * pause_s, 5.0)
 
-    def _ask(self, messages: Sequence[Mapping[str, str]], json_schema: Mapping[str, Any], max_tokens: int) -> bytes:
+    def _ask(self, messages: Sequence[Mapping[str, Any]], json_schema: Mapping[str, Any], max_tokens: int) -> bytes:
         import openai
 
         deadline = time.monotonic() + self.timeout_s

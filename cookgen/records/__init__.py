@@ -2,7 +2,7 @@
 
 from cookgen.records.action import Action
 from cookgen.records.caption import Caption
-from cookgen.records.check import Check
+from cookgen.records.check import Check, Score
 from cookgen.records.clip import Clip
 from cookgen.records.features import Features
 from cookgen.records.manifest import ConfigStamp, Manifest, Shard, Split
@@ -51,6 +51,7 @@ __all__ = [
     "SampleKeyframe",
     "SampleMatch",
     "SampleVideo",
+    "Score",
     "Segment",
     "Shard",
     "SourceVideo",

@@ -51,7 +51,7 @@ class EndpointCaptioner:
         something that is no chat completion, or answers for another clip.
         """
         check_frames(frames_THWC)
-        pictures = [{"type": "image_url", "image_url": {"url": _data_url(frame)}} for frame in frames_THWC]
+        pictures = [{"type": "image_url", "image_url": {"url": data_url(frame)}} for frame in frames_THWC]
         body = {
             "model": self.model,
             "messages": [{"role": "user", "content": [*pictures, {"type": "text", "text": PROMPT}]}],
@@ -139,7 +139,8 @@ def _first_line(error: Exception) -> str:
     return (str(error).strip().splitlines() or [""])[0][:300]
 
 
-def _data_url(frame_HWC: NDArray[np.uint8]) -> str:
+def data_url(frame_HWC: NDArray[np.uint8]) -> str:
+    """The frame, uint8 [H, W, 3], as the JPEG that a chat message carries."""
     buffer = io.BytesIO()
     Image.fromarray(frame_HWC).save(buffer, "JPEG", quality=95, subsampling=0)
     return "data:image/jpeg;base64," + base64.b64encode(buffer.getvalue()).decode("ascii")
