@@ -1,11 +1,13 @@
-"""Runs a command that never outlives whoever asked for it, whatever that command is.
+"""Runs a command that never outlives whoever asked for it, nor do the command's own children outlive it.
 
     python -I leash.py PARENT_PID COMMAND ...
 
-A model server knows nothing of the run that needs it, and may have children of its own (vLLM's engine is one). The
-leash leads their process group. When its parent dies, however it dies, the kernel tells the leash, and it kills the
-group; when the leash itself dies, the kernel kills the command. SIGTERM is passed on to the command, which may then end
-in its own way; how the command ended is how the leash ends.
+A model server knows nothing of the run that needs it, and may have children that do not notice its death: vLLM's engine
+would keep its memory, a GPU's too, for ever. The leash leads their process group. When its parent dies, however it
+dies, the kernel tells the leash, which then does as at a SIGTERM: it passes that on to the command. When the command
+has ended, by itself or not, its children are asked to end in their own way, for only they know what else they hold
+(shared memory, which outlives a killed process). Who has not ended in GRACE_S is killed. When the leash itself is
+killed, the kernel kills the command. How the command ended is how the leash ends.
 """
 
 from __future__ import annotations
@@ -18,24 +20,37 @@ import subprocess
 import sys
 from types import FrameType
 
-PR_SET_PDEATHSIG = 1  # linux/prctl.h
+GRACE_S = 5
+PR_SET_PDEATHSIG, PR_SET_CHILD_SUBREAPER = 1, 36  # linux/prctl.h
 
 
 def main() -> None:
-    """Ends as the command ends. Linux only."""
+    """Linux only."""
     parent, command = int(sys.argv[1]), sys.argv[2:]
     prctl = ctypes.CDLL(None).prctl
 
-    def end_all(*_: int | FrameType | None) -> None:
+    def kill_all(*_: int | FrameType | None) -> None:
         os.killpg(0, signal.SIGKILL)
 
-    signal.signal(signal.SIGUSR1, end_all)
+    def end(*_: int | FrameType | None) -> None:
+        server.terminate()
+        signal.alarm(GRACE_S)
+
+    signal.signal(signal.SIGALRM, kill_all)
+    signal.signal(signal.SIGTERM, kill_all)
+    signal.signal(signal.SIGUSR1, kill_all)
     prctl(PR_SET_PDEATHSIG, signal.SIGUSR1)
     if os.getppid() != parent:  # it died before the kernel was asked
-        end_all()
+        kill_all()
+    prctl(PR_SET_CHILD_SUBREAPER, 1)  # the command's children become ours when it dies
     server = subprocess.Popen(command, preexec_fn=lambda: prctl(PR_SET_PDEATHSIG, signal.SIGKILL))
-    signal.signal(signal.SIGTERM, lambda *_: server.terminate())
+    signal.signal(signal.SIGTERM, end)
+    signal.signal(signal.SIGUSR1, end)
     code = server.wait()
+    os.killpg(0, signal.SIGTERM)  # it comes back to us as well, and starts the clock
+    with contextlib.suppress(ChildProcessError):  # until there are none
+        while True:
+            os.wait()
     if code < 0:
         with contextlib.suppress(OSError):  # SIGKILL has no handler
             signal.signal(-code, signal.SIG_DFL)

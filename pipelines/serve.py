@@ -30,6 +30,7 @@ from cookgen import modelstore
 from cookgen.config import machinery
 from cookgen.errors import ModelServerError, UsageError
 from cookgen.pretrained import unpacked_gguf
+from pipelines.leash import GRACE_S
 
 LOG_NAME = "llm-server.log"  # of the first replica; llm-server-2.log of the second
 _HERE = Path(__file__).parent
@@ -141,7 +142,7 @@ def _launches(config: ServerConfig, model: str, say: Callable[..., None]) -> lis
     if not python.is_file():
         raise UsageError(f"server.python={config.python}: no such file; make vLLM's environment with `make vllm-env`")
     if path.suffix == ".gguf":
-        say(f"{model}: unpacking its GGUF for vLLM; the first time this takes a minute")
+        say(f"{model}: vLLM reads no GGUF: unpacking it, which takes a minute the first time")
         path = unpacked_gguf(path)
     devices = _devices(config)
     # PYTHONPATH is this environment's; vLLM has its own packages.
@@ -153,7 +154,8 @@ def _launches(config: ServerConfig, model: str, say: Callable[..., None]) -> lis
         command += ["--tensor-parallel-size", str(config.gpus)]
         places = [{"CUDA_VISIBLE_DEVICES": names} for names in devices]
     else:
-        command += ["--enforce-eager"]  # compiling for a CPU takes longer than it saves
+        # Compiling for a CPU takes longer than it saves, and bfloat16 is slow on most.
+        command += ["--enforce-eager", "--dtype", "float32"]
         environment = {"VLLM_CPU_KVCACHE_SPACE": "1", "VLLM_CPU_OMP_THREADS_BIND": "nobind"} | environment
         places = [{"OMP_NUM_THREADS": str(config.threads)}] * config.replicas
     return [
@@ -321,11 +323,11 @@ def _free_ports(number: int) -> list[int]:
 
 
 def _kill(process: subprocess.Popen[bytes]) -> None:
-    """Ends the leash and what is on it, politely first, and then whatever is left of its process group."""
+    """Ends the leash and what is on it, politely first."""
     process.terminate()
     with contextlib.suppress(subprocess.TimeoutExpired):
-        process.wait(5.0)
-    with contextlib.suppress(ProcessLookupError, PermissionError):
+        process.wait(GRACE_S + 5)
+    with contextlib.suppress(ProcessLookupError, PermissionError):  # where the leash itself was killed
         os.killpg(process.pid, signal.SIGKILL)
     with contextlib.suppress(subprocess.TimeoutExpired):
         process.wait(10.0)

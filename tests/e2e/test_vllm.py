@@ -221,13 +221,15 @@ def test_nothing_outlives_a_driver_that_is_killed(tmp_path: Path) -> None:
         f"with serve_llm(config, model={STAGE.config.model!r}, log_folder=Path({str(tmp_path)!r})):\n"
         "    print('up', flush=True); time.sleep(600)"
     )
-    mark = uuid.uuid4().hex
+    mark, shared = uuid.uuid4().hex, set(Path("/dev/shm").glob("psm_*"))
     command = [sys.executable, "-c", program]
     with subprocess.Popen(command, cwd=ROOT, env={**os.environ, MARK: mark}, stdout=subprocess.PIPE) as driver:
         assert driver.stdout is not None
         assert driver.stdout.readline() == b"up\n"
         family = [process.pid for process in marked(MARK, mark)]
         assert len(family) >= 4, "driver, leash, server, engine"
+        assert set(Path("/dev/shm").glob("psm_*")) > shared, "vLLM's processes share memory"
         driver.send_signal(signal.SIGKILL)
     assert all_gone(family)
     assert not marked(MARK, mark)
+    assert set(Path("/dev/shm").glob("psm_*")) <= shared

@@ -16,14 +16,27 @@ import pytest
 from tests.processes import all_gone, is_gone
 
 LEASH = Path(__file__).resolve().parents[2] / "pipelines" / "leash.py"
-# As vLLM: a server with an engine of its own. Neither heeds SIGTERM; both say that they are up.
-STUBBORN = """
+# As vLLM: a server with an engine of its own, which holds something that only it can give back. Both say that they are
+# up; a stubborn one does not heed SIGTERM.
+SERVER = """
 import os, signal, sys, time
-signal.signal(signal.SIGTERM, signal.SIG_IGN)
+up, held, stubborn = sys.argv[1], sys.argv[3], sys.argv[4] == "stubborn"
 engine = os.fork()
-with open(sys.argv[1] if engine else sys.argv[2], "w") as note:
+if not engine:
+    up = sys.argv[2]
+    open(held, "w").close()
+
+def end(*_):
+    if not stubborn:
+        if not engine:
+            os.unlink(held)
+        sys.exit(0)
+
+signal.signal(signal.SIGTERM, end)
+with open(up, "w") as note:
     note.write(str(os.getpid()))
-time.sleep(600)
+while True:
+    time.sleep(600)
 """
 
 
@@ -41,11 +54,13 @@ def pid_in(note: Path) -> int:
 
 
 @contextmanager
-def driver(folder: Path, *, leashed: bool) -> Iterator[tuple[subprocess.Popen[bytes], list[int]]]:
-    """A driver that starts the stubborn server; and the server's and its engine's pids."""
+def driver(
+    folder: Path, *, leashed: bool = True, stubborn: bool = False
+) -> Iterator[tuple[subprocess.Popen[bytes], int, int]]:
+    """A driver that starts the server; and the server's and its engine's pids. The engine holds `folder`/held."""
     notes = [folder / "server", folder / "engine"]
     leash = f"[sys.executable, '-I', {str(LEASH)!r}, str(os.getpid())]" if leashed else "[]"
-    command = [sys.executable, "-c", STUBBORN, *map(str, notes)]
+    command = [sys.executable, "-c", SERVER, *map(str, notes), str(folder / "held"), "stubborn" if stubborn else ""]
     program = (
         f"import os, subprocess, sys\nsubprocess.Popen({leash} + {command!r}, start_new_session=True)\n"
         "import time; time.sleep(600)"
@@ -54,7 +69,8 @@ def driver(folder: Path, *, leashed: bool) -> Iterator[tuple[subprocess.Popen[by
     pids: list[int] = []
     try:
         pids += map(pid_in, notes)
-        yield process, pids
+        assert (folder / "held").exists()
+        yield process, pids[0], pids[1]
     finally:
         process.kill()
         process.wait()
@@ -86,17 +102,28 @@ def test_sigterm_reaches_the_command_which_ends_in_its_own_way(tmp_path: Path) -
     assert (tmp_path / "ended").is_file()
 
 
-def test_a_killed_driver_takes_the_server_and_its_engine_along(tmp_path: Path) -> None:
-    with driver(tmp_path, leashed=True) as (process, pids):
+@pytest.mark.parametrize("stubborn", [False, True])
+def test_a_killed_driver_takes_the_server_and_its_engine_along(tmp_path: Path, stubborn: bool) -> None:
+    with driver(tmp_path, stubborn=stubborn) as (process, *pids):
         process.kill()
         assert all_gone(pids)
+        assert (tmp_path / "held").exists() is stubborn
+
+
+def test_a_killed_server_takes_its_engine_along(tmp_path: Path) -> None:
+    with driver(tmp_path) as (_, server, engine):
+        os.kill(server, signal.SIGKILL)
+        assert all_gone([server, engine])
+        assert not (tmp_path / "held").exists()
 
 
 def test_without_the_leash_they_would_live_on(tmp_path: Path) -> None:
-    with driver(tmp_path, leashed=False) as (process, pids):
+    with driver(tmp_path, leashed=False) as (process, server, engine):
         process.kill()
         process.wait()
-        assert not all_gone(pids, timeout_s=1)
+        assert not is_gone(server)
+        os.kill(server, signal.SIGKILL)
+        assert not all_gone([engine], timeout_s=1)
 
 
 def test_the_command_ends_with_its_leash(tmp_path: Path) -> None:
