@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import os
+import struct
 import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager, redirect_stderr
@@ -14,7 +15,7 @@ from cookgen.errors import ModelError, reason_of
 from cookgen.files import file_sha256
 
 # What libraries raise for files that are none of theirs, or damaged.
-LIBRARY_ERRORS = (OSError, ValueError, RuntimeError, KeyError, TypeError, AttributeError, ImportError)
+LIBRARY_ERRORS = (OSError, ValueError, RuntimeError, KeyError, TypeError, AttributeError, ImportError, struct.error)
 
 
 @contextmanager

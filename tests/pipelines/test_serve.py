@@ -6,6 +6,7 @@ ended is tried here with a stand-in, a small HTTP server that says how it was ca
 
 from __future__ import annotations
 
+import ast
 import json
 import os
 import re
@@ -15,11 +16,13 @@ import sys
 import time
 import urllib.request
 from collections.abc import Callable, Iterator
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
 import psutil
 import pytest
+import yaml
 
 from cookgen.errors import ModelError, ModelServerError, UnknownNameError, UsageError
 from cookgen.perception.llm import ChatModel
@@ -296,6 +299,46 @@ def test_too_few_gpus_a_missing_environment_and_a_server_that_dies_are_said(
         start(python=str(tmp_path / "none"))
     with pytest.raises(ModelServerError, match=r"(?s)exit code 1.*out of memory"):
         start(arguments=("--die",))
+
+
+# Ray Serve, which is a URL to us: its configuration is only looked at, for it comes without its package
+
+
+def unknown_to_ray(configuration: str) -> set[str]:
+    """The names in a Ray Serve configuration of language models that the installed Ray does not have."""
+    package = Path(str(find_spec("ray").submodule_search_locations[0]))  # type: ignore[union-attr, index]
+    fields = {
+        node.name: {item.target.id for item in node.body if isinstance(item, ast.AnnAssign)}  # type: ignore[union-attr]
+        for path in ("serve/schema.py", "llm/_internal/serve/core/configs/llm_config.py")
+        for node in ast.parse((package / path).read_text()).body
+        if isinstance(node, ast.ClassDef)
+    }
+    builders = {
+        node.name
+        for node in ast.parse((package / "serve/llm/__init__.py").read_text()).body
+        if isinstance(node, ast.FunctionDef)
+    }
+    found = yaml.safe_load(configuration)
+    (application,) = found["applications"]
+    (model,) = application["args"]["llm_configs"]
+    module, builder = application["import_path"].split(":")
+    unknown = (
+        set(found) - fields["ServeDeploySchema"]
+        | set(found["http_options"]) - fields["HTTPOptionsSchema"]
+        | set(application) - fields["ServeApplicationSchema"]
+        | set(model) - fields["LLMConfig"]
+        | set(model["model_loading_config"]) - fields["ModelLoadingConfig"]
+        | set(model["deployment_config"]) - fields["DeploymentSchema"]
+        | {builder} - builders
+    )
+    return unknown | {module} - {"ray.serve.llm"}
+
+
+def test_the_configuration_of_ray_serve_names_what_ray_has() -> None:
+    configuration = (ROOT / "docker" / "ray-serve-llm.yaml").read_text()
+    assert unknown_to_ray(configuration) == set()
+    for right in ("num_replicas", "model_source", "build_openai_app", "proxy_location"):
+        assert unknown_to_ray(configuration.replace(right, f"{right}_x")) == {f"{right}_x"}
 
 
 def test_contradictions_are_refused() -> None:
