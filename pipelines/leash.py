@@ -1,13 +1,13 @@
 """Runs a command that never outlives whoever asked for it, nor do the command's own children outlive it.
 
-    python -I leash.py PARENT_PID COMMAND ...
+    python -I leash.py PARENT_PID GRACE_S COMMAND ...
 
 A model server knows nothing of the run that needs it, and may have children that do not notice its death: vLLM's engine
 would keep its memory, a GPU's too, for ever. The leash leads their process group. When its parent dies, however it
 dies, the kernel tells the leash, which then does as at a SIGTERM: it passes that on to the command. When the command
 has ended, by itself or not, its children are asked to end in their own way, for only they know what else they hold
-(shared memory, which outlives a killed process). Who has not ended in GRACE_S is killed. When the leash itself is
-killed, the kernel kills the command. How the command ended is how the leash ends.
+(shared memory, which outlives a killed process). Who has not ended GRACE_S later is killed. When the leash itself
+is killed, the kernel kills the command. How the command ended is how the leash ends.
 """
 
 from __future__ import annotations
@@ -20,13 +20,12 @@ import subprocess
 import sys
 from types import FrameType
 
-GRACE_S = 5
 PR_SET_PDEATHSIG, PR_SET_CHILD_SUBREAPER = 1, 36  # linux/prctl.h
 
 
 def main() -> None:
     """Linux only."""
-    parent, command = int(sys.argv[1]), sys.argv[2:]
+    parent, grace_s, command = int(sys.argv[1]), int(sys.argv[2]), sys.argv[3:]
     prctl = ctypes.CDLL(None).prctl
 
     def kill_all(*_: int | FrameType | None) -> None:
@@ -34,7 +33,7 @@ def main() -> None:
 
     def end(*_: int | FrameType | None) -> None:
         server.terminate()
-        signal.alarm(GRACE_S)
+        signal.alarm(grace_s)
 
     signal.signal(signal.SIGALRM, kill_all)
     signal.signal(signal.SIGTERM, kill_all)

@@ -30,11 +30,12 @@ from cookgen import modelstore
 from cookgen.config import machinery
 from cookgen.errors import ModelServerError, UsageError
 from cookgen.pretrained import unpacked_gguf
-from pipelines.leash import GRACE_S
 
 LOG_NAME = "llm-server.log"  # of the first replica; llm-server-2.log of the second
 _HERE = Path(__file__).parent
 _MEMORY_SECONDS = 5.0
+# To end politely. vLLM waits for its workers, who give back shared memory; llama.cpp has nothing to give back.
+_GRACE_S = {"llama.cpp": 2, "vllm": 20}
 # vLLM looks for nothing outside this machine, and listens on no outward address.
 _VLLM_ENVIRONMENT = {
     "HF_HUB_OFFLINE": "1",
@@ -234,7 +235,8 @@ class _Server:
 
     def _run_once(self) -> str:
         """One life of the server; returns how it ended."""
-        process = self._spawn()
+        grace_s = _GRACE_S[self.config.kind]
+        process = self._spawn(grace_s)
         self.lives += 1
         try:
             last_answer = time.monotonic()
@@ -258,10 +260,10 @@ class _Server:
             self.peak_bytes = max(self.peak_bytes, _memory_bytes(process.pid))
             return "was stopped"
         finally:
-            _kill(process)
+            _kill(process, patience_s=grace_s + 5)
 
-    def _spawn(self) -> subprocess.Popen[bytes]:
-        leash = [sys.executable, "-I", str(_HERE / "leash.py"), str(os.getpid())]
+    def _spawn(self, grace_s: int) -> subprocess.Popen[bytes]:
+        leash = [sys.executable, "-I", str(_HERE / "leash.py"), str(os.getpid()), str(grace_s)]
         with self.log.open("ab") as log:
             return subprocess.Popen(
                 [*leash, *self.launch.command],
@@ -322,11 +324,11 @@ def _free_ports(number: int) -> list[int]:
     raise ModelServerError(f"no {number} free ports between 20000 and 32000 on 127.0.0.1; end what listens there")
 
 
-def _kill(process: subprocess.Popen[bytes]) -> None:
+def _kill(process: subprocess.Popen[bytes], *, patience_s: float) -> None:
     """Ends the leash and what is on it, politely first."""
     process.terminate()
     with contextlib.suppress(subprocess.TimeoutExpired):
-        process.wait(GRACE_S + 5)
+        process.wait(patience_s)
     with contextlib.suppress(ProcessLookupError, PermissionError):  # where the leash itself was killed
         os.killpg(process.pid, signal.SIGKILL)
     with contextlib.suppress(subprocess.TimeoutExpired):

@@ -73,6 +73,11 @@ def table(out: Path, record: type[Record]) -> list[Any]:
     return list(read_table(table_path(out, record), record))
 
 
+def shared_memory() -> set[Path]:
+    """What Python processes share, which outlives a process that is killed."""
+    return set(Path("/dev/shm").glob("psm_*"))
+
+
 def actions_model(out: Path) -> str:
     """What the shards say that the actions came from."""
     (narrative,) = [narrative for split in ("train", "val") for narrative in load_split(split, out)]
@@ -138,7 +143,7 @@ def words(sentence: str) -> tuple[Word, ...]:
 def killed(videos: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, str, list[int]]:
     """A run with two replicas of which one was killed while it answered; OUT, what the run said, and all pids."""
     out = tmp_path_factory.mktemp("vllm") / "set"
-    mark = uuid.uuid4().hex
+    mark, shared = uuid.uuid4().hex, shared_memory()
     logs = [out / ".runs" / name for name in ("llm-server.log", "llm-server-2.log")]
     command = [sys.executable, "-m", "pipelines", "run", "--videos", str(videos), "--out", str(out)]
     command += ["--set", *VLLM, "server.replicas=2"]
@@ -157,6 +162,7 @@ def killed(videos: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[Path
         said, _ = run.communicate(timeout=900)
         assert run.returncode == 0, said
     family += [process.pid for process in marked(MARK, mark)]
+    assert shared_memory() <= shared, "the killed server's processes have given it back as well"
     return out, said, family
 
 
@@ -221,15 +227,15 @@ def test_nothing_outlives_a_driver_that_is_killed(tmp_path: Path) -> None:
         f"with serve_llm(config, model={STAGE.config.model!r}, log_folder=Path({str(tmp_path)!r})):\n"
         "    print('up', flush=True); time.sleep(600)"
     )
-    mark, shared = uuid.uuid4().hex, set(Path("/dev/shm").glob("psm_*"))
+    mark, shared = uuid.uuid4().hex, shared_memory()
     command = [sys.executable, "-c", program]
     with subprocess.Popen(command, cwd=ROOT, env={**os.environ, MARK: mark}, stdout=subprocess.PIPE) as driver:
         assert driver.stdout is not None
         assert driver.stdout.readline() == b"up\n"
         family = [process.pid for process in marked(MARK, mark)]
         assert len(family) >= 4, "driver, leash, server, engine"
-        assert set(Path("/dev/shm").glob("psm_*")) > shared, "vLLM's processes share memory"
+        assert shared_memory() > shared, "vLLM's processes share memory"
         driver.send_signal(signal.SIGKILL)
-    assert all_gone(family)
+    assert all_gone(family, timeout_s=30)
     assert not marked(MARK, mark)
-    assert set(Path("/dev/shm").glob("psm_*")) <= shared
+    assert shared_memory() <= shared

@@ -16,6 +16,7 @@ import pytest
 from tests.processes import all_gone, is_gone
 
 LEASH = Path(__file__).resolve().parents[2] / "pipelines" / "leash.py"
+GRACE_S = "1"
 # As vLLM: a server with an engine of its own, which holds something that only it can give back. Both say that they are
 # up; a stubborn one does not heed SIGTERM.
 SERVER = """
@@ -41,7 +42,7 @@ while True:
 
 
 def on_leash(*command: str, parent: int | None = None) -> subprocess.Popen[bytes]:
-    start = [sys.executable, "-I", str(LEASH), str(parent or os.getpid()), *command]
+    start = [sys.executable, "-I", str(LEASH), str(parent or os.getpid()), GRACE_S, *command]
     return subprocess.Popen(start, start_new_session=True)
 
 
@@ -59,7 +60,7 @@ def driver(
 ) -> Iterator[tuple[subprocess.Popen[bytes], int, int]]:
     """A driver that starts the server; and the server's and its engine's pids. The engine holds `folder`/held."""
     notes = [folder / "server", folder / "engine"]
-    leash = f"[sys.executable, '-I', {str(LEASH)!r}, str(os.getpid())]" if leashed else "[]"
+    leash = f"[sys.executable, '-I', {str(LEASH)!r}, str(os.getpid()), {GRACE_S!r}]" if leashed else "[]"
     command = [sys.executable, "-c", SERVER, *map(str, notes), str(folder / "held"), "stubborn" if stubborn else ""]
     program = (
         f"import os, subprocess, sys\nsubprocess.Popen({leash} + {command!r}, start_new_session=True)\n"
