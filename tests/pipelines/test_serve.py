@@ -335,7 +335,7 @@ def unknown_to_ray(configuration: str) -> set[str]:
 
 
 def test_the_configuration_of_ray_serve_names_what_ray_has() -> None:
-    configuration = (ROOT / "docker" / "ray-serve-llm.yaml").read_text()
+    configuration = (ROOT / "docker" / "rayserve.yaml").read_text()
     assert unknown_to_ray(configuration) == set()
     for right in ("num_replicas", "model_source", "build_openai_app", "proxy_location"):
         assert unknown_to_ray(configuration.replace(right, f"{right}_x")) == {f"{right}_x"}
