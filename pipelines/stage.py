@@ -60,8 +60,8 @@ class Places:
     scratch: Path  # temporary files; emptied by the run
     fetched: Path | None = None  # what the run fetched itself, also relative to it
     bucket: Bucket | None = None  # where the media are kept as well
-    # Stage name -> URL of the server that this run started for it, on the driver's machine.
-    endpoints: Mapping[str, str] = field(default_factory=dict)
+    # Stage name -> URLs of the servers that this run started for it, on the driver's machine.
+    endpoints: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
 
     def source(self, path: str) -> Path:
         """Where a file of the source is: in the user's folder, else among what was fetched."""

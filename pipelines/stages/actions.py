@@ -17,6 +17,7 @@ from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import cache
+from itertools import cycle
 from pathlib import Path
 from typing import Any
 
@@ -361,10 +362,21 @@ def model_identity(config: ActionsConfig) -> str:
 def load_model(config: ActionsConfig, places: Places) -> ChatModel | None:
     """The way to the model: the configured endpoint, or the server that the run started; None where there is neither
     (a run on annotated videos needs none)."""
-    url = config.endpoint or places.endpoints.get(NAME)
-    if url is None:
+    urls = (config.endpoint,) if config.endpoint else places.endpoints.get(NAME, ())
+    if not urls:
         return None
-    return ChatModel(url, config.model, timeout_s=config.timeout_s, patience_s=config.patience_s)
+    return _InTurn(urls, config.model, timeout_s=config.timeout_s, patience_s=config.patience_s)
+
+
+class _InTurn(ChatModel):
+    """One request to each server after the other. Goes as soon as ChatModel itself takes several URLs."""
+
+    def __init__(self, urls: Sequence[str], model: str, **patience: float) -> None:
+        super().__init__(urls[0], model, **patience)
+        self._asks = cycle([super().complete, *(ChatModel(url, model, **patience).complete for url in urls[1:])])
+
+    def complete(self, *args: Any, **kwargs: Any) -> dict[str, Any]:
+        return next(self._asks)(*args, **kwargs)
 
 
 STAGE = Stage(

@@ -80,9 +80,9 @@ def bench_stages(out: Path) -> None:
         demo.make_videos(folder, config.demo)
     sources = [item for item in demo.list_videos(folder, config.demo) if isinstance(item, SourceVideo)]
     store = Store(out)
-    with serve_llm(config.server, model=config.actions.model, log_folder=out / ".runs") as url:
+    with serve_llm(config.server, model=config.actions.model, log_folder=out / ".runs") as urls:
         places = Places(
-            videos=folder, media=store.media, scratch=out / ".store" / "scratch", endpoints={"actions": url}
+            videos=folder, media=store.media, scratch=out / ".store" / "scratch", endpoints={"actions": urls}
         )
 
         @cache

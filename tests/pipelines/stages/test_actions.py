@@ -122,8 +122,8 @@ def answered(answer: Callable[[str, dict[str, Any]], Any], *sentences: str, **co
 
 @pytest.fixture(scope="module")
 def tool(tmp_path_factory: pytest.TempPathFactory) -> Iterator[ChatModel]:
-    with serve_llm(ServerConfig(), model=ActionsConfig().model, log_folder=tmp_path_factory.mktemp("logs")) as url:
-        places = Places(videos=Path(), media=Path(), scratch=Path(), endpoints={"actions": url})
+    with serve_llm(ServerConfig(), model=ActionsConfig().model, log_folder=tmp_path_factory.mktemp("logs")) as urls:
+        places = Places(videos=Path(), media=Path(), scratch=Path(), endpoints={"actions": urls})
         chat = load_model(STAGE.config, places)
         assert chat is not None
         yield chat
