@@ -14,7 +14,7 @@ run_options = $(if $(SOURCE),--source "$(SOURCE)") $(if $(VIDEOS),--videos "$(VI
 	$(if $(IDS),--ids "$(IDS)") $(if $(SET),--set $(SET))
 
 .DEFAULT_GOAL := help
-.PHONY: help setup shards chaos cluster-up cluster-down test test-full check fix golden bench bench-env bench-dataset bench-director bench-cut bench-engine bench-shots gpu clean
+.PHONY: help setup shards chaos cluster-up cluster-down test test-full check fix golden bench bench-env bench-dataset bench-director bench-cut bench-engine bench-shots bench-narration gpu clean
 
 help:  ## list the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-14s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -93,6 +93,9 @@ bench-engine: $(READY)  ## what the pipeline costs around its stages, with 30,00
 
 bench-shots: $(READY)  ## how well cuts and dissolves are found where it is known where they are
 	$(BIN)/python tests/benchmarks/shots.py
+
+bench-narration: $(READY)  ## how well speech and actions are found where it is known what was said: [MODEL=…] [WINDOW_WORDS=200]
+	$(BIN)/python tests/benchmarks/narration.py $(if $(MODEL),--model "$(MODEL)") $(if $(WINDOW_WORDS),--window-words "$(WINDOW_WORDS)")
 
 clean:  ## remove the environments and caches, never shards
 	rm -rf $(VENV) $(BENCH) .pytest_cache .mypy_cache .ruff_cache .hypothesis build dist

@@ -241,7 +241,7 @@ def run(
                 url = stack.enter_context(
                     serve_llm(config.server, model=config.actions.model, log_folder=request.out / ".runs")
                 )
-                places = replace(places, endpoints={actions.NAME: url})
+                places = replace(places, endpoints={actions.NAME: (url,)})
             for _ in range(_MAX_ROUNDS):
                 _execute(todo, stages, store, places, progress, config.failures, engine=engine, address=address)
                 store = _store(request)

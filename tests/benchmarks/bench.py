@@ -82,7 +82,7 @@ def bench_stages(out: Path) -> None:
     store = Store(out)
     with serve_llm(config.server, model=config.actions.model, log_folder=out / ".runs") as url:
         places = Places(
-            videos=folder, media=store.media, scratch=out / ".store" / "scratch", endpoints={"actions": url}
+            videos=folder, media=store.media, scratch=out / ".store" / "scratch", endpoints={"actions": (url,)}
         )
 
         @cache

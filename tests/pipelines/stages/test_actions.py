@@ -116,14 +116,14 @@ def answered(answer: Callable[[str, dict[str, Any]], Any], *sentences: str, **co
 
     with chat_server(reply) as server:
         return run(
-            say(*sentences), ChatModel(server.url, "any", timeout_s=5, patience_s=2), config=ActionsConfig(**config)
+            say(*sentences), ChatModel([server.url], "any", timeout_s=5, patience_s=2), config=ActionsConfig(**config)
         )
 
 
 @pytest.fixture(scope="module")
 def tool(tmp_path_factory: pytest.TempPathFactory) -> Iterator[ChatModel]:
     with serve_llm(ServerConfig(), model=ActionsConfig().model, log_folder=tmp_path_factory.mktemp("logs")) as url:
-        places = Places(videos=Path(), media=Path(), scratch=Path(), endpoints={"actions": url})
+        places = Places(videos=Path(), media=Path(), scratch=Path(), endpoints={"actions": (url,)})
         chat = load_model(STAGE.config, places)
         assert chat is not None
         yield chat
@@ -181,7 +181,7 @@ def test_any_words_are_answered_without_an_error(tool: ChatModel, texts: list[st
         Word(narrative="folder-a", word_id=i, text=text, start_s=i * 0.4, end_s=i * 0.4 + 0.3, probability=0.5)
         for i, text in enumerate(texts)
     )
-    impatient = ChatModel(tool.url, tool.model, timeout_s=60, patience_s=0)  # a 5xx would be an error here
+    impatient = ChatModel(tool.urls, tool.model, timeout_s=60, patience_s=0)  # a 5xx would be an error here
     rows = run(words, impatient)
     assert actions_of(rows) or rows[-1].reason is Reason.NO_ACTIONS  # type: ignore[union-attr]
 

@@ -1,0 +1,1 @@
+"""How good what was made is: scores as pure functions, and the commands that print them."""
