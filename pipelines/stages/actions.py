@@ -171,13 +171,14 @@ def _annotated(video: Video) -> Iterator[Action | Reject]:
 
 
 def _in_flight(ask: Callable[[T], R], questions: Iterable[T], config: ActionsConfig) -> Iterator[R]:
-    """ask(question) of each question, in their order, `requests_in_flight` of them at a time."""
+    """ask(question) of each question, `requests_in_flight` of them at a time, in the order in which they end: so the
+    first error is raised at once."""
     if config.requests_in_flight == 1:
         yield from map(ask, questions)
         return
     # Its threads are daemons: after an error, or Ctrl-C, nobody waits for answers that nobody needs.
     with ThreadPool(config.requests_in_flight) as pool:
-        yield from pool.imap(ask, questions)
+        yield from pool.imap_unordered(ask, questions)
 
 
 def _asked(
@@ -207,7 +208,7 @@ def _from_utterances(
         return _judged(video, index, spoken, answer, config)
 
     parts = utterances(words, max_pause_s=config.max_pause_s, max_words=config.max_words)
-    yield from _in_flight(ask, enumerate(parts), config)
+    yield from sorted(_in_flight(ask, enumerate(parts), config), key=lambda row: row.action_index or 0)
 
 
 def utterances(words: Sequence[Word], *, max_pause_s: float, max_words: int) -> Iterator[Sequence[Word]]:
@@ -370,15 +371,17 @@ def windows(words: Sequence[Word], config: ActionsConfig) -> Iterator[tuple[int,
     """
     assert config.window_words is not None
     most = config.window_words
-    begin = end = 0
-    while end < len(words):
+    begin = done = 0
+    while done < len(words):
         end, num_bytes = begin, 0
         while end < min(begin + most, len(words)):
             num_bytes += len(_tag(words[end]).encode()) + 1
             if num_bytes > BYTES_A_WORD * most and end > begin:
                 break
             end += 1
-        yield begin, end
+        if end > done:  # else its words are too long for more than what the one before it holds
+            yield begin, end
+            done = end
         begin = end - (end - begin) * config.overlap_words // most
 
 
