@@ -112,8 +112,9 @@ def action_scores(
     """Compares the actions of one video with the true ones. Sum the scores of several videos with `+`.
 
     true, found: spans in seconds, in any order. cosines_TF: cosine of sentence embeddings, a row a true action, a
-    column a found one. A pair is a hit when its IoU and its cosine are above the minima, both strictly; hits are one-to-one
-    and without crossings in time (`best_matching`), as many as can be. Raises ValueError where the shapes differ.
+    column a found one. A pair is a hit when its IoU and its cosine are above the minima, both strictly; hits are
+    one-to-one and without crossings in time (`best_matching`), as many as can be. Raises ValueError where the shapes
+    differ.
     """
     cosines, shape = np.asarray(cosines_TF, dtype=np.float64), (len(true), len(found))
     if cosines.shape != shape and (cosines.size or 0 not in shape):

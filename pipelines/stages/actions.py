@@ -10,7 +10,7 @@ numbers a small model loses the sentence, while in the answer it has only to cop
 
 Windows (`window_words`, for models that can read them): a request holds overlapping stretches of the transcript with
 all ids shown; the answer is a list, in which talk is named as well. An action's words, those that carry no content
-aside, must be among the words that it cites. Each spoken word ends in exactly one row: that of an action or that of a
+aside, must be among the words that it cites, or beside them in the same utterance. Each spoken word ends in exactly one row: that of an action or that of a
 reject (`settle`).
 
 There is no way from the speech to an action but through an answer that holds: no fallback to what was said.
@@ -24,7 +24,7 @@ from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from functools import cache
-from itertools import chain, groupby
+from itertools import accumulate, chain, groupby
 from multiprocessing.pool import ThreadPool
 from pathlib import Path
 from typing import Any, TypeVar
@@ -441,6 +441,8 @@ class _Window:
     def __init__(self, narrative: str, words: Sequence[Word], begin: int, end: int, config: ActionsConfig) -> None:
         self.begin, self.words, self.config = begin, words[begin:end], config
         self.bare = [_bare(word.text) for word in self.words]
+        parts = utterances(self.words, max_pause_s=config.max_pause_s, max_words=config.max_words)
+        self.edges = [0, *accumulate(map(len, parts))]  # places between utterances
         self.tags = {tag: place for place, word in enumerate(self.words) if (tag := _tag(word))}
         # The same words may be spoken elsewhere: the answer repeats this, so that it can be for no other question.
         self.name = digest([narrative, begin, [word.text for word in self.words]])[:8]
@@ -460,14 +462,14 @@ class _Window:
         return [{"role": "system", "content": prompt["system"]}, *examples, {"role": "user", "content": self.text()}]
 
     def schema(self) -> dict[str, Any]:
-        """JSON schema: the window's name, and a list of {first, last, action} whose words are the window's."""
+        """JSON schema: the window's name, and a list of {action, first, last} whose words are the window's."""
         word = {"$ref": "#/$defs/word"}
         text = {"type": "string", "minLength": 1, "maxLength": MAX_ACTION_CHARS}
         most = max(1, len(self.words) // 3)
         actions = {
             "type": "array",
             "maxItems": most,
-            "items": _closed({"first": word, "last": word, "action": text}),
+            "items": _closed({"action": text, "first": word, "last": word}),
         }
         return {
             **_closed({"window": {"const": self.name}, "actions": actions}),
@@ -475,33 +477,38 @@ class _Window:
         }
 
     def claim(self, item: dict[str, str]) -> Claim:
-        """What one item of the answer says of the words that it cites."""
+        """What one item of the answer says of the words that it cites.
+
+        An action rests on these, and on what it repeats of the rest of their last utterance: models cite too few. What
+        it repeats of the utterance before them ("whisk them": the eggs) is spoken, too, but no part of it.
+        """
         first, last = sorted((self.tags[item["first"]], self.tags[item["last"]]))
-        span = self.begin + first, self.begin + last + 1
-        text = " ".join("".join(letter if letter.isprintable() else " " for letter in item["action"]).split()).rstrip(
-            "."
-        )
+        text = " ".join("".join(letter if letter.isprintable() else " " for letter in item["action"]).split())
+        text = text.rstrip(".")
         if text.lower() == NO_ACTION:
-            return Claim(*span, Reason.NOT_AN_ACTION)
+            return Claim(self.begin + first, self.begin + last + 1, Reason.NOT_AN_ACTION)
         said = [bare for word in text.split() if (bare := _bare(word))]
         content = [bare for bare in said if bare not in FUNCTION_WORDS]
-        grounds = _grounds(content, self.bare[first : last + 1], first=0, last=last - first)
-        found = [place for place in grounds if place is not None]
+        start, stop = max(edge for edge in self.edges if edge <= first), min(edge for edge in self.edges if edge > last)
+        grounds = _grounds(content, self.bare[start:stop], first=first - start, last=last - start)
+        found = [start + place for place in grounds if place is not None]
+        last = max([last, *found])
         problem = None
         if last - first >= self.config.max_words:
             problem = f"it cites {last - first + 1} words, more than {self.config.max_words}"
         elif not 2 <= len(said) <= MAX_ACTION_WORDS:
             problem = f"an action has 2 to {MAX_ACTION_WORDS} words"
-        elif not _may_open(said[0]) or grounds[0] is None:
+        elif not _may_open(said[0]) or grounds[0] is None or found[0] < first:
             problem = f"{said[0]!r} is not what they tell to do"
         elif len(found) < self.config.min_grounded * len(grounds):
-            problem = f"{len(found)} of {len(grounds)} words are in what it cites"
+            problem = f"{len(found)} of {len(grounds)} words are spoken there"
         elif said[-1] in HANGING_WORDS:
             problem = "it ends in the middle"
+        span = self.begin + first, self.begin + last + 1
         if problem is not None:
             return Claim(*span, Reason.UNGROUNDED_ACTION, f"{_shown(text)}: {problem}")
-        core = span[0] + min(found), span[0] + max(found) + 1
-        return Claim(*span, None, text, *core)
+        core = [place for place in found if place >= first]
+        return Claim(*span, None, text, self.begin + min(core), self.begin + max(core) + 1)
 
 
 def tagged_lines(words: Sequence[Word], config: ActionsConfig) -> Iterator[str]:

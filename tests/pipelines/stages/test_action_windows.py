@@ -6,7 +6,6 @@ import json
 import random
 import re
 import threading
-import tracemalloc
 from collections.abc import Callable, Sequence
 from itertools import pairwise
 from typing import Any
@@ -265,7 +264,10 @@ def test_what_is_shown_are_the_windows_words_with_their_ids_and_nothing_that_cou
     [
         ("then:0", "slices:6", "cut the onion into slices", None),
         ("slices:6", "then:0", "Cut onions in slices.", None),
-        ("then:0", "onion:4", "cut the onion into slices", "2 of 3 words"),
+        ("then:0", "onion:4", "cut the onion into slices", None),  # models cite too few
+        ("then:0", "onion:4", "cut the onion and cream", "2 of 3 words"),  # which is said in another sentence
+        ("cut:2", "onion:4", "cut the onion", (2, 5)),
+        ("slices:6", "slices:6", "slice the onion", (6, 7)),  # what was said before it grounds it, and is no part of it
         ("then:0", "slices:6", "cut the lobster", "1 of 2 words"),
         ("then:0", "slices:6", "slice and cut the onion onion", "3 of 4 words"),
         ("the:3", "slices:6", "cut the onion", "'cut' is not what they tell to do"),
@@ -277,7 +279,7 @@ def test_what_is_shown_are_the_windows_words_with_their_ids_and_nothing_that_cou
         ("then:0", "slices:6", "None", ""),
     ],
 )
-def test_an_action_must_say_what_its_words_say(first: str, last: str, text: str, says: str | None) -> None:
+def test_an_action_must_say_what_its_words_say(first: str, last: str, text: str, says: object) -> None:
     words = say("Then you cut the onion into slices.", " ".join(["and so on"] * 10), "now we whip the cream")
     words = (*words[:39], words[39].model_copy(update={"text": "cream"}))
 
@@ -285,9 +287,9 @@ def test_an_action_must_say_what_its_words_say(first: str, last: str, text: str,
         return {"window": shown_window(request)[0], "actions": [{"first": first, "last": last, "action": text}]}
 
     rows = answered(answer, words, ActionsConfig(window_words=60))
-    if says is None:
+    if not isinstance(says, str):
         (row,) = actions_of(rows)
-        assert (row.word_first, row.word_end) == (0, 7)
+        assert (row.word_first, row.word_end) == (says or (0, 7))
     else:
         assert not actions_of(rows)
         reason = Reason.UNGROUNDED_ACTION if says else Reason.NOT_AN_ACTION
