@@ -161,7 +161,7 @@ def main(
         window_words: Ask by windows of so many words; else by utterances.
         requests_in_flight: How many requests at a time.
         threads: Of the server that is started here.
-        num_kitchens: How many kitchens to render.
+        num_kitchens: How many kitchens to render, of which two tell nothing; 0: none.
         kitchens_folder: Where they are, or are made.
         show: Print every action as well.
     """
@@ -179,7 +179,7 @@ def main(
     with ExitStack() as stack:
         scratch = Path(stack.enter_context(tempfile.TemporaryDirectory()))
         where = kitchens_folder or scratch / "kitchens"
-        groups = [("rendered kitchens", where, kitchens(where, num_kitchens))]
+        groups = [("rendered kitchens", where, kitchens(where, num_kitchens))] if num_kitchens else []
         if data := os.environ.get("COOKGEN_TEST_DATA"):
             groups.append(("real, narrated by a synthetic voice", Path(data) / "videos", real(Path(data) / "videos")))
         urls: tuple[str, ...] = ()

@@ -8,6 +8,7 @@ import re
 import threading
 from collections.abc import Callable, Sequence
 from itertools import pairwise
+from pathlib import Path
 from typing import Any
 
 import jsonschema
@@ -18,6 +19,7 @@ from hypothesis import strategies as st
 from cookgen.errors import ModelServerError
 from cookgen.perception.llm import ChatModel
 from cookgen.records import Action, Reason, Word
+from pipelines.serve import ServerConfig, serve_llm
 from pipelines.stages import actions
 from pipelines.stages.actions import (
     MAX_WORD_CHARS,
@@ -326,6 +328,18 @@ def test_speech_that_gives_orders_is_speech() -> None:
     assert [row.text for row in actions_of(rows)] == TOLD
     rows = answered(read_window, say(attack, *RECIPE), config)
     assert [row.text for row in actions_of(rows)] == TOLD
+
+
+@pytest.mark.full
+def test_the_packaged_model_may_be_asked_by_windows_and_loses_no_word(tmp_path: Path) -> None:
+    words = say(*RECIPE[:5])
+    config = ActionsConfig(window_words=20, overlap_words=4)
+    server = ServerConfig(context_tokens=4096)
+    with serve_llm(server, model=config.model, log_folder=tmp_path) as url:
+        tool = ChatModel([url], config.model, timeout_s=300)
+        rows = run(words, tool, config=config)
+    assert is_partition(rows, len(words))  # more is not to be had of 135M parameters
+    assert tool.prompt_tokens > 1000
 
 
 # The prompt
