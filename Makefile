@@ -15,7 +15,7 @@ run_options = $(if $(SOURCE),--source "$(SOURCE)") $(if $(VIDEOS),--videos "$(VI
 	$(if $(IDS),--ids "$(IDS)") $(if $(SET),--set $(SET))
 
 .DEFAULT_GOAL := help
-.PHONY: help setup shards chaos cluster-up cluster-down test test-full check fix golden bench bench-env bench-dataset bench-director bench-cut bench-engine bench-shots bench-llm vllm-env vllm-test gpu clean
+.PHONY: help setup shards chaos cluster-up cluster-down test test-full check fix golden bench bench-env bench-dataset bench-director bench-cut bench-engine bench-shots bench-llm bench-narration vllm-env vllm-test gpu clean
 
 help:  ## list the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-14s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -114,6 +114,9 @@ bench-shots: $(READY)  ## how well cuts and dissolves are found where it is know
 
 bench-llm: $(READY)  ## tokens a second of the actions stage beside a bare client on the same server: [KIND=llama.cpp|vllm] [REPLICAS=1]
 	$(BIN)/python tests/benchmarks/llm.py --kind $(or $(KIND),llama.cpp) --replicas $(or $(REPLICAS),1)
+
+bench-narration: $(READY)  ## how well speech and actions are found where it is known what was said: [MODEL=…] [WINDOW_WORDS=200]
+	$(BIN)/python tests/benchmarks/narration.py $(if $(MODEL),--model "$(MODEL)") $(if $(WINDOW_WORDS),--window-words "$(WINDOW_WORDS)")
 
 clean:  ## remove the environments and caches, never shards
 	rm -rf $(VENV) $(BENCH) $(VLLM) .pytest_cache .mypy_cache .ruff_cache .hypothesis build dist

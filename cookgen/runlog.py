@@ -20,14 +20,22 @@ PLAIN_SECONDS = 5.0
 
 @dataclass
 class Tally:
-    """How far one stage is. `done` of `total` units, of which `reused` were kept from earlier; `seconds` of work."""
+    """How far one stage is. `done` of `total` units, of which `reused` were kept from earlier; `seconds` of work, and
+    the tokens that language models read and wrote in it."""
 
     total: int = 0
     done: int = 0
     reused: int = 0
     rows: int = 0
     seconds: float = 0.0
+    prompt_tokens: int = 0
+    answer_tokens: int = 0
     rejects: dict[str, int] = field(default_factory=dict)
+
+    @property
+    def tokens(self) -> str:
+        """Tokens read + written, "" where there are none."""
+        return f"{self.prompt_tokens} + {self.answer_tokens}" if self.prompt_tokens + self.answer_tokens else ""
 
 
 class Progress:
@@ -68,7 +76,10 @@ class Progress:
             stages = {name: asdict(tally) for name, tally in tallies.items()}
             self._write(event="progress", stages=stages, seconds=now - self._started, left_s=left)
             if not self._live:
-                parts = [f"{name} {tally.done}/{tally.total}" for name, tally in tallies.items()]
+                parts = [
+                    f"{name} {tally.done}/{tally.total}{f' ({tally.tokens} tokens)' if tally.tokens else ''}"
+                    for name, tally in tallies.items()
+                ]
                 eta = f"  about {left:.0f} s left" if left and not final else ""
                 self._console.print(
                     f"[{now - self._started:5.0f} s] {'  '.join(parts)}{eta}",
@@ -98,7 +109,7 @@ class Progress:
             title=f"{self._title}  {now - self._started:.0f} s", title_justify="left", box=None, pad_edge=False
         )
         table.add_column("stage")
-        for heading in (f"{self._unit}s", "kept", "rows", f"s/{self._unit}", "left"):
+        for heading in (f"{self._unit}s", "kept", "rows", f"s/{self._unit}", "tokens", "left"):
             table.add_column(heading, justify="right")
         table.add_column("rejects")
         for name, tally in tallies.items():
@@ -109,6 +120,7 @@ class Progress:
                 str(tally.reused or ""),
                 str(tally.rows or ""),
                 f"{tally.seconds / made:.2f}" if made else "",
+                tally.tokens,
                 f"{eta:.0f} s" if eta else "",
                 "  ".join(f"{reason} {count}" for reason, count in sorted(tally.rejects.items())),
             )

@@ -171,6 +171,8 @@ def status(*, out: Path = Path("shards"), as_json: Annotated[bool, arg(name="jso
         rate = f"{tally['seconds'] / made:.2f} s/video" if made else ""
         if made and found["seconds"]:
             rate += f", {tally['seconds'] / found['seconds']:.1f} at work on average"
+        if read := tally.get("prompt_tokens"):
+            rate += f", {read} tokens read and {tally['answer_tokens']} written"
         _say(f"  {name:9} {tally['done']}/{tally['total']} videos  {tally['rows']} rows  {rate}  {rejects}".rstrip())
     if found["links"]:
         _say("  links     " + "  ".join(f"{outcome} {count}" for outcome, count in sorted(found["links"].items())))

@@ -140,6 +140,8 @@ class CountedStore:
         else:
             assert isinstance(result, Result)
             tally.seconds += result.seconds
+            tally.prompt_tokens += result.tokens[0]
+            tally.answer_tokens += result.tokens[1]
         for reason in result.reasons:
             tally.rejects[reason] = tally.rejects.get(reason, 0) + 1
         if result.stops_video:  # the later stages never see this video

@@ -113,6 +113,7 @@ class Result:
     rejects: tuple[Reject, ...]
     lineage: Lineage
     seconds: float  # wall time of the computation; tells nothing about the content
+    tokens: tuple[int, int] = (0, 0)  # that language models read and wrote for it, as their servers count them
 
     @cached_property
     def content(self) -> str:
@@ -160,6 +161,7 @@ class Result:
                 "lineage": self.lineage.to_json(),
                 "seconds": self.seconds,
                 "content": self.content,
+                "tokens": self.tokens,
             }
         )
 
@@ -175,6 +177,7 @@ class Result:
             rejects=tuple(Reject.model_validate(reject) for reject in values["rejects"]),
             lineage=Lineage.model_validate(values["lineage"]),
             seconds=values["seconds"],
+            tokens=tuple(values.get("tokens", (0, 0))),  # a store that was made before they were counted has none
         )
         vars(result)["_text"] = text  # to make it, or the content, again takes longer than all of the above
         if "content" in values:  # not in what was kept before it was written down
@@ -355,6 +358,7 @@ def compute(
     inputs = [state.rows(record, stages) for record in stage.reads]
     extra = {} if stage.load is None else {"tool": tool()}
     started = time.monotonic()
+    read_before, written_before = _tokens(extra)
     rows: list[Record] = []
     rejects: list[Reject] = []
     for pause_s in (*RETRY_PAUSES_S, None):
@@ -380,6 +384,7 @@ def compute(
         assert owner == state.source.narrative, (
             f"{stage.name}: a row of {owner} among those of {state.source.narrative}"
         )
+    read, written = _tokens(extra)
     result = Result(
         stage=stage.name,
         key=key,
@@ -388,9 +393,17 @@ def compute(
         rejects=tuple(rejects),
         lineage=lineage,
         seconds=time.monotonic() - started,
+        tokens=(read - read_before, written - written_before),
     )
     # Read back from its JSON: a first run and a resumed one must see the same, rounded, numbers.
     return Result.from_json(result.to_json(), stage)
+
+
+def _tokens(extra: Mapping[str, Any]) -> tuple[int, int]:
+    """What the stage's tool has counted so far, where it is a language model's client. A worker takes one video at a
+    time, so what is counted meanwhile is that video's."""
+    tool = extra.get("tool")
+    return getattr(tool, "prompt_tokens", 0), getattr(tool, "answer_tokens", 0)
 
 
 def failure(stage: Stage, state: VideoState, stages: tuple[Stage, ...], detail: str) -> Result:

@@ -29,6 +29,7 @@ class Reply:
 class ChatServer:
     url: str
     requests: list[dict[str, Any]] = field(default_factory=list)
+    most_at_once: int = 0
 
 
 @contextmanager
@@ -36,16 +37,25 @@ def chat_server(answer: Callable[[dict[str, Any], int], Reply]) -> Iterator[Chat
     """Serves on 127.0.0.1; `answer(request, number)` says what to do with the request of that number, from 0."""
     ended = threading.Event()
     lock = threading.Lock()
+    at_once = 0
 
     class Handler(BaseHTTPRequestHandler):
         protocol_version = "HTTP/1.1"
 
         def do_POST(self) -> None:
+            nonlocal at_once
             request = json.loads(self.rfile.read(int(self.headers["Content-Length"])))
             with lock:
                 number = len(server.requests)
                 server.requests.append(request)
-            self._do(answer(request, number))
+                at_once += 1
+                server.most_at_once = max(server.most_at_once, at_once)
+            try:
+                reply = answer(request, number)
+            finally:
+                with lock:
+                    at_once -= 1
+            self._do(reply)
 
         def _do(self, reply: Reply) -> None:
             self.close_connection = True
@@ -77,6 +87,7 @@ def chat_server(answer: Callable[[dict[str, Any], int], Reply]) -> Iterator[Chat
 
     class Quiet(ThreadingHTTPServer):
         daemon_threads = True
+        request_queue_size = 128
 
         def handle_error(self, *args: object) -> None:  # a client that goes away is part of the tests
             pass
@@ -92,3 +103,62 @@ def chat_server(answer: Callable[[dict[str, Any], int], Reply]) -> Iterator[Chat
         listener.shutdown()
         listener.server_close()
         thread.join()
+
+
+# What a good model would say: a reader by rule, for tests of everything around it
+
+
+VERBS = frozenset("grate mash boil slice whisk fry chop pour stir peel knead season".split())
+
+
+def shown_window(request: dict[str, Any]) -> tuple[str, list[list[str]]]:
+    """The window's name and, line by line, its words as they are to be cited, of a request of the windowed actions."""
+    name, *lines = request["messages"][-1]["content"].splitlines()
+    return name.removeprefix("window "), [[shown.rstrip(".,!?") for shown in line.split()] for line in lines]
+
+
+def read_window(request: dict[str, Any]) -> dict[str, Any]:
+    """The right answer to it, where each line that begins with one of VERBS is an action and all else is talk."""
+    name, lines = shown_window(request)
+    items = []
+    for tags in lines:
+        words = [tag.rpartition(":")[0] for tag in tags]
+        text = " ".join(words) if words[0] in VERBS else "none"
+        items.append({"first": tags[0], "last": tags[-1], "action": text})
+    return {"window": name, "actions": items}
+
+
+def read_utterance(request: dict[str, Any]) -> dict[str, Any]:
+    """The same for a request of the actions by utterances."""
+    words = [word.strip(".,!?").lower() for word in request["messages"][-1]["content"].split()]
+    tags = request["response_format"]["json_schema"]["schema"]["anyOf"][1]["properties"]["first"]["enum"]
+    if words[0] not in VERBS:
+        return {"action": "none"}
+    return {"action": " ".join(words), "first": tags[0], "last": tags[-1]}
+
+
+def swapping(
+    answer: Callable[[dict[str, Any]], Any], *, patience_s: float = 0.3
+) -> Callable[[dict[str, Any], int], Reply]:
+    """A server's answers where any two requests that wait at the same time get each other's."""
+    lock = threading.Lock()
+    waiting: list[tuple[threading.Event, list[Any], Any]] = []
+
+    def swapped(request: dict[str, Any], number: int) -> Reply:
+        own = answer(request)
+        with lock:
+            if waiting:
+                met, theirs, said = waiting.pop()
+                theirs.append(own)
+                met.set()
+                return Reply(json.dumps(said))
+            met, mine = threading.Event(), []
+            waiting.append((met, mine, own))
+        if not met.wait(patience_s):
+            with lock:
+                if not met.is_set():
+                    waiting.remove((met, mine, own))
+                    return Reply(json.dumps(own))
+        return Reply(json.dumps(mine[0]))
+
+    return swapped

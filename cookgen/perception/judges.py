@@ -120,7 +120,7 @@ def load_judges(config: JudgesConfig) -> tuple[Judge, ...]:
     return tuple(
         Judge(
             judge_name(model),
-            ChatModel(url, model, timeout_s=config.timeout_s, patience_s=config.patience_s),
+            ChatModel([url], model, timeout_s=config.timeout_s, patience_s=config.patience_s),
             config.max_tokens,
         )
         for model, url in zip(config.models, config.endpoints, strict=True)

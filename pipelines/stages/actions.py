@@ -1,10 +1,17 @@
 """actions: what the speech tells the viewer to do, as short imperative sentences with their spans.
 
-A request holds one utterance: words up to a sentence's end, a long pause, or `max_words`. The model answers in the
-utterance's own words and cites the first and the last word that the action rests on, as `whisk:12`: word and word id.
-The ids stand in the answer's JSON schema, not in the question: among numbers a small model loses the sentence, while
-in the answer it has only to copy a word, and the schema holds the id that belongs to it. So an answer that was meant
-for other words cannot pass. Times are computed from the cited words, never asked for.
+The model cites the first and the last word that an action rests on, as `whisk:12`: word and word id, of which the
+answer's JSON schema allows none but those that were asked about. So an answer that was meant for other words cannot
+pass. Times are computed from the cited words, never asked for. There are two ways to ask:
+
+Utterances (the default, for small models): a request holds one, which is words up to a sentence's end, a long pause, or
+`max_words`; the answer is one action in the utterance's own words, or none. The ids stand in the schema alone: among
+numbers a small model loses the sentence, while in the answer it has only to copy a word.
+
+Windows (`window_words`, for models that can read them): a request holds overlapping stretches of the transcript with
+all ids shown; the answer is a list, in which talk is named as well. An action's words, those that carry no content
+aside, must be among the words that it cites, or beside them in the same utterance. Each spoken word ends in exactly one row: that of an action or that of a
+reject (`settle`).
 
 There is no way from the speech to an action but through an answer that holds: no fallback to what was said.
 """
@@ -14,12 +21,13 @@ from __future__ import annotations
 import json
 import re
 from collections import Counter
-from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import dataclass, replace
 from functools import cache
-from itertools import cycle
+from itertools import accumulate, chain, groupby
+from multiprocessing.pool import ThreadPool
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 from cookgen import modelstore
 from cookgen.config import machinery
@@ -29,11 +37,18 @@ from cookgen.perception.llm import ChatModel, UnusableAnswerError
 from cookgen.records import Action, Reason, Reject, Video, Word
 from pipelines.stage import Needs, Places, Stage
 
+T = TypeVar("T")
+R = TypeVar("R")
+
 PROMPT = Path(__file__).with_name("prompts") / "actions.json"
+WINDOW_PROMPT = Path(__file__).with_name("prompts") / "action_windows.json"
 NAME = "actions"
 NO_ACTION = "none"
 MAX_ACTION_WORDS = 20
 MAX_UTTERANCE_CHARS = 400  # hostile captions: one "word" may be a page long
+MAX_WORD_CHARS = 40  # a longer one is not shown in a window, and cannot be cited
+MAX_ACTION_CHARS = 200
+BYTES_A_WORD = 16  # of a window, on average: a longer one holds fewer words, so that it fits the model's context
 
 # Words that carry no content of their own: none of them opens an action.
 FUNCTION_WORDS = frozenset(
@@ -61,9 +76,13 @@ class ActionsConfig:
     model: str = "smollm2-135m-instruct"  # as modelstore.resolve takes it, or the name that the endpoint knows it by
     endpoint: str | None = machinery(None)  # OpenAI-compatible base URL, ending in /v1; None: the run starts a server
     max_pause_s: float = 0.8  # a longer silence ends an utterance
-    max_words: int = 25  # of an utterance
-    max_tokens: int = 120  # of an answer
+    max_words: int = 25  # of an utterance, or of what an action of a window may cite
+    window_words: int | None = None  # words in a request; None: one utterance, all that a small model can read
+    overlap_words: int = 40  # of one window with the next; an action longer than that may be seen by no window whole
+    max_tokens: int = 120  # of an answer on one utterance; on a window so many for every max_words of it
     min_grounded: float = 1.0  # share of an action's words, joining ones aside, that must have been spoken
+    # At a time, for one video; a server with one slot gives reproducible answers to one after the other.
+    requests_in_flight: int = machinery(1)
     timeout_s: float = machinery(120.0)  # of one attempt
     patience_s: float = machinery(300.0)  # with a server that keeps failing
 
@@ -74,6 +93,13 @@ class ActionsConfig:
             raise ValueError(f"max_words is {self.max_words}; an action needs at least 2 words")
         if not 0 < self.min_grounded <= 1:
             raise ValueError(f"min_grounded is {self.min_grounded}; it is a share in (0, 1]")
+        if self.window_words is not None and not 0 <= self.overlap_words < self.window_words:
+            raise ValueError(
+                f"overlap_words is {self.overlap_words}; it must be at least 0 and less than window_words, "
+                f"{self.window_words}"
+            )
+        if self.requests_in_flight < 1:
+            raise ValueError(f"requests_in_flight is {self.requests_in_flight}; it must be at least 1")
         if self.max_pause_s <= 0 or self.max_tokens < 1 or self.timeout_s <= 0 or self.patience_s < 0:
             raise ValueError("max_pause_s, max_tokens and timeout_s must be positive, patience_s not negative")
 
@@ -84,10 +110,12 @@ def write_actions(
     """The actions of one video, in (start, end, index) order, then what did not hold and why.
 
     With annotated segments: one action a segment, as the annotators wrote it, `action_index` the segment's number.
-    Without: one action or reject an utterance, `action_index` the utterance's number. A video without any action gets
-    the video-level reject no_actions. Raises ModelServerError where the server cannot be used.
+    Without: one action or reject an utterance, or a run of words that windows settled, `action_index` its number. A
+    video without any action gets the video-level reject no_actions. Raises ModelServerError where the server cannot be
+    used.
     """
-    found = list(_annotated(video) if video.segments else _from_speech(video, words, config, tool))
+    take = _from_utterances if config.window_words is None else _from_windows
+    found = list(_annotated(video) if video.segments else take(video, words, config, tool))
     actions = [row for row in found if isinstance(row, Action)]
     yield from sorted(actions, key=lambda row: (row.start_s, row.end_s, row.action_index))
     rejects = [row for row in found if isinstance(row, Reject)]
@@ -142,24 +170,45 @@ def _annotated(video: Video) -> Iterator[Action | Reject]:
         )
 
 
-def _from_speech(
+def _in_flight(ask: Callable[[T], R], questions: Iterable[T], config: ActionsConfig) -> Iterator[R]:
+    """ask(question) of each question, `requests_in_flight` of them at a time, in the order in which they end: so the
+    first error is raised at once."""
+    if config.requests_in_flight == 1:
+        yield from map(ask, questions)
+        return
+    # Its threads are daemons: after an error, or Ctrl-C, nobody waits for answers that nobody needs.
+    with ThreadPool(config.requests_in_flight) as pool:
+        yield from pool.imap_unordered(ask, questions)
+
+
+def _asked(
+    messages: list[dict[str, str]], schema: dict[str, Any], max_tokens: int, tool: ChatModel | None
+) -> dict[str, Any]:
+    if tool is None:
+        raise ModelServerError(
+            "no language model server: this run started none; set actions.endpoint to an OpenAI-compatible URL"
+        )
+    return tool.complete(messages, json_schema=schema, max_tokens=max_tokens)
+
+
+# --- utterances -------------------------------------------------------------------------------------------------------
+
+
+def _from_utterances(
     video: Video, words: Sequence[Word], config: ActionsConfig, tool: ChatModel | None
 ) -> Iterator[Action | Reject]:
-    for index, utterance in enumerate(utterances(words, max_pause_s=config.max_pause_s, max_words=config.max_words)):
-        spoken = _Spoken(utterance)
-        if not spoken.openings or len(utterance) < 2 or len(spoken.text) > MAX_UTTERANCE_CHARS:
-            yield _reject(video, index, Reason.NOT_AN_ACTION, f"nothing to do in {_shown(spoken.text)}")
-            continue
-        if tool is None:
-            raise ModelServerError(
-                "no language model server: this run started none; set actions.endpoint to an OpenAI-compatible URL"
-            )
+    def ask(numbered: tuple[int, Sequence[Word]]) -> Action | Reject:
+        index, spoken = numbered[0], _Spoken(numbered[1])
+        if not spoken.openings or len(spoken.words) < 2 or len(spoken.text) > MAX_UTTERANCE_CHARS:
+            return _reject(video, index, Reason.NOT_AN_ACTION, f"nothing to do in {_shown(spoken.text)}")
         try:
-            answer = tool.complete(_messages(spoken), json_schema=spoken.schema(), max_tokens=config.max_tokens)
+            answer = _asked(_messages(spoken), spoken.schema(), config.max_tokens, tool)
         except UnusableAnswerError as error:
-            yield _reject(video, index, Reason.UNUSABLE_ANSWER, f"{_shown(spoken.text)}: {error}")
-            continue
-        yield _judged(video, index, spoken, answer, config)
+            return _reject(video, index, Reason.UNUSABLE_ANSWER, f"{_shown(spoken.text)}: {error}")
+        return _judged(video, index, spoken, answer, config)
+
+    parts = utterances(words, max_pause_s=config.max_pause_s, max_words=config.max_words)
+    yield from sorted(_in_flight(ask, enumerate(parts), config), key=lambda row: row.action_index or 0)
 
 
 def utterances(words: Sequence[Word], *, max_pause_s: float, max_words: int) -> Iterator[Sequence[Word]]:
@@ -251,7 +300,8 @@ def _judged(
     if text == NO_ACTION:
         return _reject(video, index, Reason.NOT_AN_ACTION, _shown(spoken.text))
     cited = sorted((spoken.tags[answer["first"]], spoken.tags[answer["last"]]))
-    grounds = _grounds(text.split(), spoken.bare, first=cited[0], last=cited[1])
+    said = [word for word in text.split() if word not in JOINING_WORDS]
+    grounds = _grounds(said, spoken.bare, first=cited[0], last=cited[1])
     found = [place for place in grounds if place is not None]
     problem = None
     if len(found) < config.min_grounded * len(grounds) or not found or grounds[0] is None:
@@ -262,15 +312,221 @@ def _judged(
         return _reject(video, index, Reason.UNGROUNDED_ACTION, f"{_shown(text)} for {_shown(spoken.text)}: {problem}")
     first, last = min(cited[0], *found), max(cited[1], *found)
     rests_on = spoken.words[first : last + 1]
-    start_s, end_s = min(word.start_s for word in rests_on), max(word.end_s for word in rests_on)
-    if end_s <= start_s:
+    if max(word.end_s for word in rests_on) <= min(word.start_s for word in rests_on):
         return _reject(video, index, Reason.UNGROUNDED_ACTION, f"{_shown(text)}: its words take no time")
+    return _action(video, index, text, rests_on)
+
+
+# --- windows ----------------------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Claim:
+    """What an answer says of the words [first, end) of a transcript: that an action rests on them, or why none does.
+
+    An action cannot do without the words [core_first, core_end), in which it says what was spoken.
+    """
+
+    first: int
+    end: int
+    reason: Reason | None = None  # None: an action
+    text: str = ""  # of the action, or what is said of the words
+    core_first: int = 0
+    core_end: int = 0
+
+
+def _from_windows(
+    video: Video, words: Sequence[Word], config: ActionsConfig, tool: ChatModel | None
+) -> Iterator[Action | Reject]:
+    def ask(span: tuple[int, int]) -> list[Claim]:
+        window = _Window(video.narrative, words, *span, config)
+        if not window.tags:
+            return [Claim(*span, Reason.NOT_AN_ACTION, "no word that can be read")]
+        try:
+            answer = _asked(window.messages(), window.schema(), window.max_tokens, tool)
+        except UnusableAnswerError as error:
+            return [Claim(*span, Reason.UNUSABLE_ANSWER, str(error))]
+        return [window.claim(item) for item in answer["actions"]]
+
+    claims = chain.from_iterable(_in_flight(ask, list(windows(words, config)), config))
+    for index, claim in enumerate(settle(len(words), claims)):
+        rests_on = words[claim.first : claim.end]
+        start_s, end_s = min(word.start_s for word in rests_on), max(word.end_s for word in rests_on)
+        if claim.reason is None and start_s < end_s:
+            yield _action(video, index, claim.text, rests_on)
+            continue
+        reason, said = claim.reason, claim.text
+        if reason is None:
+            reason, said = Reason.UNGROUNDED_ACTION, f"{_shown(claim.text)}: its words take no time"
+        spoken = _shown(" ".join(word.text for word in rests_on[:MAX_UTTERANCE_CHARS]))
+        ids = f"words {rests_on[0].word_id}-{rests_on[-1].word_id}"
+        yield _reject(video, index, reason, f"{ids} {spoken}{': ' if said else ''}{said}")
+
+
+def windows(words: Sequence[Word], config: ActionsConfig) -> Iterator[tuple[int, int]]:
+    """Places [begin, end) of windows that hold every word; each overlaps the one before it.
+
+    A window has at most `window_words` words, of which the next holds the last `overlap_words`; fewer of both, in
+    proportion, where the words are so long that it would not fit the model's context.
+    """
+    assert config.window_words is not None
+    most = config.window_words
+    begin = done = 0
+    while done < len(words):
+        end, num_bytes = begin, 0
+        while end < min(begin + most, len(words)):
+            num_bytes += len(_tag(words[end]).encode()) + 1
+            if num_bytes > BYTES_A_WORD * most and end > begin:
+                break
+            end += 1
+        if end > done:  # else its words are too long for more than what the one before it holds
+            yield begin, end
+            done = end
+        begin = end - (end - begin) * config.overlap_words // most
+
+
+def settle(num_words: int, claims: Iterable[Claim]) -> list[Claim]:
+    """The claims that stand, in the order of the words, cut so that each of `num_words` words is in exactly one.
+
+    Actions come first, those that rest on more words before the others. One that shares words with an action that
+    stands gives them up where it can do without; where it cannot, both tell the same thing (two windows have seen it,
+    or the answer repeats itself), and it falls: what words it has alone are a reject that names it. Then the rejects,
+    those on fewer words first. Words of which nothing is said are not_an_action. The order of the claims, and so that
+    of the windows, changes nothing.
+    """
+    owners: list[Claim | None] = [None] * num_words
+    actions, rejects = set[Claim](), set[Claim]()
+    for claim in claims:
+        (actions if claim.reason is None else rejects).add(claim)
+    for claim in sorted(actions, key=_rank):
+        first, end = claim.first, claim.end
+        while first < claim.core_first and owners[first] is not None:
+            first += 1
+        while end > claim.core_end and owners[end - 1] is not None:
+            end -= 1
+        if any(owners[first:end]):
+            rejects.add(replace(claim, reason=Reason.NOT_AN_ACTION, text=f"{_shown(claim.text)} is told with others"))
+        else:
+            owners[first:end] = [claim] * (end - first)
+    for claim in sorted(rejects, key=_rank):
+        for place in range(claim.first, claim.end):
+            owners[place] = owners[place] or claim
+    left_out = Claim(0, num_words, Reason.NOT_AN_ACTION, "the answer leaves them out")
+    runs = [[place for place, _ in run] for _, run in groupby(enumerate(owners), key=lambda owned: id(owned[1]))]
+    return [replace(owners[run[0]] or left_out, first=run[0], end=run[-1] + 1) for run in runs]
+
+
+def _rank(claim: Claim) -> tuple[Any, ...]:
+    length = claim.end - claim.first
+    return (
+        length if claim.reason else -length,
+        claim.first,
+        claim.text,
+        claim.core_first,
+        claim.core_end,
+        claim.reason,
+    )
+
+
+def _tag(word: Word) -> str:
+    """The word as windows show and cite it, `whisk:12`: nothing in it is a quote, a bracket or a template's mark. ""
+    where it has no letters, or far too many."""
+    bare = _bare(word.text) if len(word.text) <= MAX_WORD_CHARS else ""
+    return f"{bare}:{word.word_id}" if bare else ""
+
+
+class _Window:
+    """A stretch of a transcript as the model sees it, and what its answer claims."""
+
+    def __init__(self, narrative: str, words: Sequence[Word], begin: int, end: int, config: ActionsConfig) -> None:
+        self.begin, self.words, self.config = begin, words[begin:end], config
+        self.bare = [_bare(word.text) for word in self.words]
+        parts = utterances(self.words, max_pause_s=config.max_pause_s, max_words=config.max_words)
+        self.edges = [0, *accumulate(map(len, parts))]  # places between utterances
+        self.tags = {tag: place for place, word in enumerate(self.words) if (tag := _tag(word))}
+        # The same words may be spoken elsewhere: the answer repeats this, so that it can be for no other question.
+        self.name = digest([narrative, begin, [word.text for word in self.words]])[:8]
+        self.max_tokens = -(-len(self.words) // config.max_words) * config.max_tokens
+
+    def text(self) -> str:
+        """What is shown: an utterance a line, each word with its id."""
+        return "\n".join([f"window {self.name}", *tagged_lines(self.words, self.config)])
+
+    def messages(self) -> list[dict[str, str]]:
+        prompt = _prompt(windowed=True)
+        examples = [
+            {"role": role, "content": content}
+            for example in prompt["examples"]
+            for role, content in (("user", "\n".join(example["shown"])), ("assistant", json.dumps(example["answer"])))
+        ]
+        return [{"role": "system", "content": prompt["system"]}, *examples, {"role": "user", "content": self.text()}]
+
+    def schema(self) -> dict[str, Any]:
+        """JSON schema: the window's name, and a list of {action, first, last} whose words are the window's."""
+        word = {"$ref": "#/$defs/word"}
+        text = {"type": "string", "minLength": 1, "maxLength": MAX_ACTION_CHARS}
+        most = max(1, len(self.words) // 3)
+        actions = {
+            "type": "array",
+            "maxItems": most,
+            "items": _closed({"action": text, "first": word, "last": word}),
+        }
+        return {
+            **_closed({"window": {"const": self.name}, "actions": actions}),
+            "$defs": {"word": {"enum": [*self.tags]}},
+        }
+
+    def claim(self, item: dict[str, str]) -> Claim:
+        """What one item of the answer says of the words that it cites.
+
+        An action rests on these, and on what it repeats of the rest of their last utterance: models cite too few. What
+        it repeats of the utterance before them ("whisk them": the eggs) is spoken, too, but no part of it.
+        """
+        first, last = sorted((self.tags[item["first"]], self.tags[item["last"]]))
+        text = " ".join("".join(letter if letter.isprintable() else " " for letter in item["action"]).split())
+        text = text.rstrip(".")
+        if text.lower() == NO_ACTION:
+            return Claim(self.begin + first, self.begin + last + 1, Reason.NOT_AN_ACTION)
+        said = [bare for word in text.split() if (bare := _bare(word))]
+        content = [bare for bare in said if bare not in FUNCTION_WORDS]
+        start, stop = max(edge for edge in self.edges if edge <= first), min(edge for edge in self.edges if edge > last)
+        grounds = _grounds(content, self.bare[start:stop], first=first - start, last=last - start)
+        found = [start + place for place in grounds if place is not None]
+        last = max([last, *found])
+        problem = None
+        if last - first >= self.config.max_words:
+            problem = f"it cites {last - first + 1} words, more than {self.config.max_words}"
+        elif not 2 <= len(said) <= MAX_ACTION_WORDS:
+            problem = f"an action has 2 to {MAX_ACTION_WORDS} words"
+        elif not _may_open(said[0]) or grounds[0] is None or found[0] < first:
+            problem = f"{said[0]!r} is not what they tell to do"
+        elif len(found) < self.config.min_grounded * len(grounds):
+            problem = f"{len(found)} of {len(grounds)} words are spoken there"
+        elif said[-1] in HANGING_WORDS:
+            problem = "it ends in the middle"
+        span = self.begin + first, self.begin + last + 1
+        if problem is not None:
+            return Claim(*span, Reason.UNGROUNDED_ACTION, f"{_shown(text)}: {problem}")
+        core = [place for place in found if place >= first]
+        return Claim(*span, None, text, self.begin + min(core), self.begin + max(core) + 1)
+
+
+def tagged_lines(words: Sequence[Word], config: ActionsConfig) -> Iterator[str]:
+    """The words as windows show them, an utterance a line: "peel:7 the:8 carrots:9."."""
+    for part in utterances(words, max_pause_s=config.max_pause_s, max_words=config.max_words):
+        yield " ".join(tag + (word.text[-1] if word.text[-1] in ".,!?" else "") for word in part if (tag := _tag(word)))
+
+
+# --- both -------------------------------------------------------------------------------------------------------------
+
+
+def _action(video: Video, index: int, text: str, rests_on: Sequence[Word]) -> Action:
     return Action(
         narrative=video.narrative,
         action_index=index,
         text=text[0].upper() + text[1:],
-        start_s=start_s,
-        end_s=end_s,
+        start_s=min(word.start_s for word in rests_on),
+        end_s=max(word.end_s for word in rests_on),
         origin="asr",
         raw_text=" ".join(word.text for word in rests_on),
         word_first=rests_on[0].word_id,
@@ -279,12 +535,10 @@ def _judged(
 
 
 def _grounds(action: Sequence[str], bare: Sequence[str], *, first: int, last: int) -> list[int | None]:
-    """For each word of an action, joining ones aside, the spoken word that it is: in [first, last] or nearest to it."""
+    """For each word of an action the spoken word that it is: in [first, last] or nearest to it."""
     grounds: list[int | None] = []
     taken: set[int] = set()
     for word in action:
-        if word in JOINING_WORDS:
-            continue
         places = [i for i, said in enumerate(bare) if said and i not in taken and base_forms(said) & base_forms(word)]
         place = min(places, key=lambda i: (max(first - i, 0, i - last), i), default=None)
         grounds.append(place)
@@ -344,8 +598,8 @@ def _messages(spoken: _Spoken) -> list[dict[str, str]]:
 
 
 @cache
-def _prompt() -> dict[str, Any]:
-    prompt: dict[str, Any] = json.loads(PROMPT.read_text(encoding="utf-8"))
+def _prompt(*, windowed: bool = False) -> dict[str, Any]:
+    prompt: dict[str, Any] = json.loads((WINDOW_PROMPT if windowed else PROMPT).read_text(encoding="utf-8"))
     return prompt
 
 
@@ -356,7 +610,8 @@ def _shown(text: str, most: int = 120) -> str:
 def model_identity(config: ActionsConfig) -> str:
     """What the rows depend on beside the configuration: the model, and the prompt by its digest."""
     model = f"{config.model}@external" if config.endpoint else modelstore.identity(config.model)
-    return f"{model}+prompt-{digest(_prompt())[:12]}"
+    prompt = _prompt() if config.window_words is None else _prompt(windowed=True)
+    return f"{model}+prompt-{digest(prompt)[:12]}"
 
 
 def load_model(config: ActionsConfig, places: Places) -> ChatModel | None:
@@ -365,18 +620,7 @@ def load_model(config: ActionsConfig, places: Places) -> ChatModel | None:
     urls = (config.endpoint,) if config.endpoint else places.endpoints.get(NAME, ())
     if not urls:
         return None
-    return _InTurn(urls, config.model, timeout_s=config.timeout_s, patience_s=config.patience_s)
-
-
-class _InTurn(ChatModel):
-    """One request to each server after the other. Goes as soon as ChatModel itself takes several URLs."""
-
-    def __init__(self, urls: Sequence[str], model: str, **patience: float) -> None:
-        super().__init__(urls[0], model, **patience)
-        self._asks = cycle([super().complete, *(ChatModel(url, model, **patience).complete for url in urls[1:])])
-
-    def complete(self, *args: Any, **kwargs: Any) -> dict[str, Any]:
-        return next(self._asks)(*args, **kwargs)
+    return ChatModel(urls, config.model, timeout_s=config.timeout_s, patience_s=config.patience_s)
 
 
 STAGE = Stage(

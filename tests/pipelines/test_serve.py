@@ -63,7 +63,7 @@ def wait_for(holds: Callable[[], bool], *, timeout_s: float = 60) -> None:
 
 
 def ask(url: str, question: str) -> dict[str, object]:
-    chat = ChatModel(url, "smollm2-135m-instruct", timeout_s=60, patience_s=60)
+    chat = ChatModel([url], "smollm2-135m-instruct", timeout_s=60, patience_s=60)
     return chat.complete([{"role": "user", "content": question}], json_schema=SCHEMA, max_tokens=60)
 
 
@@ -172,7 +172,7 @@ def test_a_server_that_keeps_dying_is_given_up_and_the_failing_run_says_so(tmp_p
         wait_for(lambda: not new())
         time.sleep(1.5)
         assert not new()
-        ChatModel(url, "x", timeout_s=5, patience_s=0.2).complete([], json_schema=SCHEMA, max_tokens=1)
+        ChatModel([url], "x", timeout_s=5, patience_s=0.2).complete([], json_schema=SCHEMA, max_tokens=1)
     assert isinstance(caught.value.__cause__, ModelServerError)
 
 

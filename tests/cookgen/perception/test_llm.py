@@ -2,9 +2,14 @@
 
 from __future__ import annotations
 
+import json
 import pickle
 import socket
+import threading
 import time
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
 from typing import Any
 
 import pytest
@@ -22,9 +27,9 @@ SCHEMA = {
 ASK = [{"role": "user", "content": "a number, please"}]
 
 
-def model(server: ChatServer | str, *, timeout_s: float = 5, patience_s: float = 5) -> ChatModel:
-    url = server if isinstance(server, str) else server.url
-    return ChatModel(url, "tiny", timeout_s=timeout_s, patience_s=patience_s)
+def model(*servers: ChatServer | str, timeout_s: float = 5, patience_s: float = 5) -> ChatModel:
+    urls = [server if isinstance(server, str) else server.url for server in servers]
+    return ChatModel(urls, "tiny", timeout_s=timeout_s, patience_s=patience_s)
 
 
 def ask(chat: ChatModel) -> dict[str, Any]:
@@ -134,3 +139,83 @@ def test_a_proxy_in_the_environment_is_not_asked_for_a_server_on_this_machine(mo
     monkeypatch.delenv("NO_PROXY", raising=False)
     with chat_server(lambda request, number: Reply('{"n": 3}')) as server:
         assert ask(model(server, patience_s=0)) == {"n": 3}
+
+
+# Several servers of one model
+
+
+@contextmanager
+def closed_port() -> Iterator[str]:
+    with socket.socket() as reserved:
+        reserved.bind(("127.0.0.1", 0))  # bound, never listening
+        yield f"http://127.0.0.1:{reserved.getsockname()[1]}/v1"
+
+
+def test_servers_are_asked_by_turns() -> None:
+    with (
+        chat_server(lambda request, number: Reply('{"n": 1}')) as one,
+        chat_server(lambda request, number: Reply('{"n": 2}')) as two,
+    ):
+        chat = model(one, two)
+        assert [ask(chat)["n"] for _ in range(4)] == [1, 2, 1, 2]
+    assert (chat.prompt_tokens, chat.answer_tokens) == (4 * 7, 4 * 3)
+
+
+def test_where_one_server_fails_another_is_asked_and_it_is_left_alone_for_a_while() -> None:
+    with (
+        chat_server(lambda request, number: Reply(status=500, body=b"boom")) as broken,
+        chat_server(lambda request, number: Reply('{"n": 2}')) as well,
+    ):
+        chat = model(broken, well, patience_s=0)  # no patience is needed where one server is well
+        assert [ask(chat)["n"] for _ in range(5)] == [2] * 5
+    assert len(broken.requests) == 1
+    assert len(well.requests) == 5
+
+
+def test_a_server_that_hangs_holds_up_one_request_alone() -> None:
+    with (
+        chat_server(lambda request, number: Reply(hang=True)) as hung,
+        chat_server(lambda request, number: Reply('{"n": 2}')) as well,
+    ):
+        chat = model(hung, well, timeout_s=2, patience_s=0)
+        assert [ask(chat)["n"] for _ in range(6)] == [2] * 6
+    assert len(hung.requests) == 1
+
+
+def test_patience_counts_only_when_all_servers_fail_and_names_them() -> None:
+    answers = iter([Reply(status=503, body=b"loading")] * 3 + [Reply('{"n": 4}')] * 9)
+    with chat_server(lambda request, number: next(answers)) as slow, closed_port() as dead:
+        assert ask(model(dead, slow)) == {"n": 4}
+        assert len(slow.requests) == 4
+        with pytest.raises(ModelServerError, match="have failed for") as caught, closed_port() as other:
+            ask(model(dead, other, patience_s=0.3))
+    assert dead in str(caught.value)
+    assert other in str(caught.value)
+
+
+def test_a_url_is_not_taken_for_a_sequence_of_urls() -> None:
+    for urls in ("http://127.0.0.1:1/v1", ()):
+        with pytest.raises(AssertionError, match="urls"):
+            ChatModel(urls, "tiny")
+
+
+def test_many_threads_may_ask_at_once() -> None:
+    together = threading.Barrier(8)
+
+    def answer(request: dict[str, Any], number: int) -> Reply:
+        together.wait(10)  # eight at a time, or none gets an answer
+        return Reply(json.dumps({"n": int(request["messages"][0]["content"]) % 5}))
+
+    with chat_server(answer) as server:
+        chat = model(server, patience_s=0)
+        with ThreadPoolExecutor(8) as pool:
+            said = list(
+                pool.map(
+                    lambda number: chat.complete(
+                        [{"role": "user", "content": str(number)}], json_schema=SCHEMA, max_tokens=9
+                    )["n"],
+                    range(64),
+                )
+            )
+    assert said == [number % 5 for number in range(64)]
+    assert (chat.prompt_tokens, chat.answer_tokens) == (64 * 7, 64 * 3)

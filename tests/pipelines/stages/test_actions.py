@@ -116,7 +116,7 @@ def answered(answer: Callable[[str, dict[str, Any]], Any], *sentences: str, **co
 
     with chat_server(reply) as server:
         return run(
-            say(*sentences), ChatModel(server.url, "any", timeout_s=5, patience_s=2), config=ActionsConfig(**config)
+            say(*sentences), ChatModel([server.url], "any", timeout_s=5, patience_s=2), config=ActionsConfig(**config)
         )
 
 
@@ -181,7 +181,7 @@ def test_any_words_are_answered_without_an_error(tool: ChatModel, texts: list[st
         Word(narrative="folder-a", word_id=i, text=text, start_s=i * 0.4, end_s=i * 0.4 + 0.3, probability=0.5)
         for i, text in enumerate(texts)
     )
-    impatient = ChatModel(tool.url, tool.model, timeout_s=60, patience_s=0)  # a 5xx would be an error here
+    impatient = ChatModel(tool.urls, tool.model, timeout_s=60, patience_s=0)  # a 5xx would be an error here
     rows = run(words, impatient)
     assert actions_of(rows) or rows[-1].reason is Reason.NO_ACTIONS  # type: ignore[union-attr]
 
