@@ -26,7 +26,6 @@ RULES: dict[str, set[str]] = {
     "cookgen.records": GROUND,
     **dict.fromkeys(GROUND, GROUND),
     "cookgen.dataset": GROUND | RECORDS,
-    "cookgen.evaluation": GROUND,
     "cookgen.pretrained": GROUND,
     "cookgen.perception": GROUND | RECORDS | {"cookgen.pretrained"},
     "cookgen.director": GROUND | RECORDS | {"cookgen.dataset", "cookgen.pretrained"},
