@@ -8,7 +8,7 @@ from typing import Literal
 
 from cookgen.config import machinery
 from cookgen.dataset.decode import read_frames
-from cookgen.dataset.frames import FrameRule
+from cookgen.dataset.frames import frame_numbers
 from cookgen.errors import UsageError
 from cookgen.files import digest
 from cookgen.perception.caption_models import PROMPT, Captioner, whole_sentences
@@ -122,11 +122,6 @@ def caption_clips(clips: tuple[Clip, ...], *, config: CaptionsConfig, tool: Tool
                 reason=Reason.EMPTY_CAPTION,
                 detail=f"{tool.captioner.origin} said nothing",
             )
-
-
-def frame_numbers(num_frames: int, num_wanted: int) -> list[int]:
-    """The middles of num_wanted equal parts of a clip of num_frames frames; every frame once, if it has fewer."""
-    return list(FrameRule(num_frames=min(num_frames, num_wanted)).indices(num_frames, fps=1))
 
 
 def tidy(text: str) -> str:
