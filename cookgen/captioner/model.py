@@ -12,7 +12,7 @@ from torch.nn import functional as F
 
 from cookgen.captioner.config import CaptionerConfig
 from cookgen.captioner.inputs import Batch
-from cookgen.errors import ModelError, UsageError
+from cookgen.errors import ModelError
 from cookgen.perception.caption_models.llava_next import VIDEO, load_network
 from cookgen.pretrained import add_lora
 
@@ -41,14 +41,8 @@ class CaptionerModel(nn.Module):
 def build_network(config: CaptionerConfig, *, dtype: Any) -> Any:
     """The pretrained network, LoRA in place where asked for, on the CPU; what is to be trained requires a gradient.
 
-    dtype: torch's, or "auto" for the checkpoint's own. Raises ModelError where it cannot be loaded, UsageError without
-    a name.
+    dtype: torch's, or "auto" for the checkpoint's own. Raises ModelError where it cannot be loaded.
     """
-    if not config.name:
-        raise UsageError(
-            "model.name: which LLaVA-NeXT shall be tuned? Give a folder, or a repository of the hub at a commit, "
-            "for example llava-hf/llava-v1.6-mistral-7b-hf@<40 hex digits>"
-        )
     network = load_network(config.name, dtype=dtype)
     body = network.model
     network.requires_grad_(config.lora_rank == 0)

@@ -18,6 +18,7 @@ from cookgen.captioner.inputs import Batch, CaptionInputs, collate
 from cookgen.captioner.model import CaptionerModel, build_network, flops_of
 from cookgen.config import to_values
 from cookgen.dataset.split import load_split
+from cookgen.errors import UsageError
 from cookgen.files import file_sha256, write_atomic
 from cookgen.modelstore import identity
 from cookgen.perception.caption_models.llava_next import ClipInputs, LlavaNextCaptioner
@@ -33,8 +34,8 @@ class CaptionerTask:
     """A captioner on caption sets; satisfies cookgen.training.task.Task.
 
     captions, valid_captions: sets in JSON Lines. shards: shard sets, whose train_split and valid_split are added.
-    Without valid_captions, shards or a valid_split nothing is measured. Raises InputError naming the line of a set that
-    is wrong.
+    Without valid_captions, shards or a valid_split nothing is measured. Raises UsageError without a network's name,
+    InputError naming the line of a set that is wrong.
     """
 
     name = "captioner"
@@ -50,6 +51,11 @@ class CaptionerTask:
         valid_split: str | None = "val",
         dtype: torch.dtype = torch.float32,
     ) -> None:
+        if not config.name:
+            raise UsageError(
+                "model.name: which LLaVA-NeXT shall be tuned? Give a folder, or a repository of the hub at a commit, "
+                "for example llava-hf/llava-v1.6-mistral-7b-hf@<40 hex digits>"
+            )
         self._config, self._dtype = config, dtype
         self._files = {"captions": tuple(captions), "valid_captions": tuple(valid_captions)}
         self._sets = {

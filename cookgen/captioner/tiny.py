@@ -9,8 +9,8 @@ from __future__ import annotations
 from collections.abc import Iterable
 from pathlib import Path
 
-from cookgen.perception.caption_models import PROMPT
-from cookgen.perception.caption_models.llava_next import GRID_PROMPT
+from cookgen.perception.caption_models import GRID_PROMPT, PROMPT
+from cookgen.pretrained import model_errors
 
 TEMPLATE = (
     "{% for message in messages %}USER: {% for part in message['content'] %}"
@@ -91,7 +91,8 @@ def write_tiny(folder: Path, texts: Iterable[str] = (), *, video: bool = False, 
             network = LlavaNextVideoForConditionalGeneration(config)
         else:
             network = LlavaNextForConditionalGeneration(LlavaNextConfig(**shared))
-    network.save_pretrained(folder)
+    with model_errors(str(folder)):
+        network.save_pretrained(folder)
     pictures.save_pretrained(folder)
     if video:
         tokenizer.save_pretrained(folder)

@@ -37,9 +37,10 @@ _LOG = logging.getLogger(__name__)
 class Items(Protocol):
     """What a loader reads: a Split, or what offers as much."""
 
-    name: str
-    seed: int | None  # of the shuffling; None: the order that they have
-
+    @property
+    def name(self) -> str: ...
+    @property
+    def seed(self) -> int | None: ...  # of the shuffling; None: the order that they have
     @property
     def is_mapped(self) -> bool: ...
     def unshuffled(self) -> Any: ...

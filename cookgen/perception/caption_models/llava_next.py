@@ -7,7 +7,6 @@ LLaVA-NeXT-Video takes the frames as they are, each pooled to a quarter of its t
 
 from __future__ import annotations
 
-import math
 from dataclasses import dataclass
 from typing import Any
 
@@ -16,10 +15,9 @@ from numpy.typing import NDArray
 
 from cookgen.errors import ModelError
 from cookgen.modelstore import identity, resolve
-from cookgen.perception.caption_models import PROMPT, check_frames, whole_sentences
+from cookgen.perception.caption_models import GRID_PROMPT, PROMPT, check_frames, frame_grid, whole_sentences
 from cookgen.pretrained import model_errors
 
-GRID_PROMPT = "The picture is a grid of frames; read it row by row, from the top left. "
 IMAGE, VIDEO = "llava_next", "llava_next_video"  # model_type in a checkpoint's config.json
 _LOCAL = {"local_files_only": True, "trust_remote_code": False}  # a folder's own code is never run, nor asked about
 
@@ -176,13 +174,3 @@ def load_network(name_or_path: str, *, dtype: Any) -> Any:
         is_video = config.model_type == VIDEO
         kind = LlavaNextVideoForConditionalGeneration if is_video else LlavaNextForConditionalGeneration
         return kind.from_pretrained(path, use_safetensors=True, dtype=dtype, **_LOCAL)  # never a pickle
-
-
-def frame_grid(frames_THWC: NDArray[np.uint8]) -> NDArray[np.uint8]:
-    """All frames as one picture in reading order, uint8 [rows * H, columns * W, 3]; as square as may be, rest black."""
-    num, height, width, _ = frames_THWC.shape
-    columns = math.ceil(math.sqrt(num))
-    rows = math.ceil(num / columns)
-    cells = np.zeros((rows * columns, height, width, 3), np.uint8)
-    cells[:num] = frames_THWC
-    return cells.reshape(rows, columns, height, width, 3).swapaxes(1, 2).reshape(rows * height, columns * width, 3)

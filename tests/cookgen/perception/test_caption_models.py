@@ -20,9 +20,9 @@ from hypothesis import strategies as st
 from PIL import Image
 
 from cookgen.errors import ModelError, ModelServerError, ShapeError
-from cookgen.perception.caption_models import PROMPT, whole_sentences
+from cookgen.perception.caption_models import GRID_PROMPT, PROMPT, frame_grid, whole_sentences
 from cookgen.perception.caption_models.endpoint import EndpointCaptioner
-from cookgen.perception.caption_models.llava_next import LlavaNextCaptioner, frame_grid
+from cookgen.perception.caption_models.llava_next import LlavaNextCaptioner
 from cookgen.perception.caption_models.tags import TagsCaptioner
 
 
@@ -172,6 +172,16 @@ def test_the_server_sees_the_frames_of_this_clip_in_their_order(server: Server) 
     assert body["messages"][0]["content"][-1] == {"type": "text", "text": PROMPT}
     assert (body["model"], body["temperature"], body["seed"], body["max_tokens"]) == ("tiny-vlm", 0, 0, 64)
     assert captioner.origin == "endpoint:tiny-vlm"
+
+
+def test_a_server_of_llava_next_gets_one_picture_with_all_frames(server: Server) -> None:
+    frames = plain((200, 30, 30), (30, 200, 30), (30, 30, 200))
+    endpoint(server, grid=True).caption(frames, key="demo-a-003")
+    (request,) = server.requests
+    (picture,) = server.pictures(request["body"])
+    assert np.abs(picture.astype(int) - frame_grid(frames)).mean() <= 2
+    text = {"type": "text", "text": GRID_PROMPT + PROMPT}
+    assert request["body"]["messages"][0]["content"][-1] == text
 
 
 def status(code: int, content: bytes = b'{"error": {"message": "no such model"}}') -> Callable[..., Answer]:
