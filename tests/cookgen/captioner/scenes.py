@@ -52,24 +52,31 @@ class Scene:
         draw = ImageDraw.Draw(image)
         for thing, centre in ((self.left, SIDE), (self.right, 3 * SIDE)):
             x, y = centre + dice.integers(-8, 9), 2 * SIDE + dice.integers(-40, 41)
-            _draw(draw, thing, float(x), float(y), float(dice.uniform(38, 50)))
+            _draw(draw, thing, float(x), float(y), float(dice.uniform(44, 54)))
         return np.asarray(image.resize((SIDE, SIDE), Image.Resampling.BOX))
 
 
 def _draw(draw: ImageDraw.ImageDraw, thing: Thing, x: float, y: float, r: float) -> None:
-    colour = COLOURS[thing.colour]
-    if thing.kind == "tomato":
+    colour, white, black = COLOURS[thing.colour], (240, 240, 240), (0, 0, 0)
+    if thing.kind == "tomato":  # a stalk on top
         draw.ellipse((x - r, y - r, x + r, y + r), colour)
-    elif thing.kind == "bowl":
-        draw.pieslice((x - r, y - 1.5 * r, x + r, y + 0.5 * r), 0, 180, colour)
-    elif thing.kind == "carrot":
-        draw.polygon((x - r, y - r, x + r, y - r, x, y + r), colour)
-    elif thing.kind == "pan":
-        draw.ellipse((x - r, y - r, x + r, y + r), outline=colour, width=14)
-    elif thing.kind == "knife":
-        draw.rectangle((x - 0.25 * r, y - 1.2 * r, x + 0.25 * r, y + 1.2 * r), colour)
-    else:
+        draw.ellipse((x - 0.4 * r, y - r, x + 0.4 * r, y - 0.2 * r), white)
+    elif thing.kind == "bowl":  # half a disc with a rim
+        draw.pieslice((x - r, y - 1.5 * r, x + r, y + 0.9 * r), 0, 180, colour)
+        draw.rectangle((x - r, y - 0.5 * r, x + r, y - 0.2 * r), white)
+    elif thing.kind == "carrot":  # furrows
+        draw.polygon((x - 0.7 * r, y - r, x + 0.7 * r, y - r, x, y + r), colour)
+        for up in (0.6, 0.2, -0.2):
+            draw.line((x - r, y - up * r, x + r, y - up * r), black, 9)
+    elif thing.kind == "pan":  # a ring
+        draw.ellipse((x - r, y - r, x + r, y + r), outline=colour, width=17)
+    elif thing.kind == "knife":  # thin, with a black handle
+        draw.rectangle((x - 0.3 * r, y - r, x + 0.3 * r, y + r), colour)
+        draw.rectangle((x - 0.3 * r, y + 0.3 * r, x + 0.3 * r, y + r), black)
+    else:  # a board's grain
         draw.rectangle((x - r, y - r, x + r, y + r), colour)
+        for side in (-0.5, 0.0, 0.5):
+            draw.line((x + side * r, y - r, x + side * r, y + r), white, 10)
 
 
 def scenes(num: int, *, seed: int, held_out: bool = False) -> list[Scene]:

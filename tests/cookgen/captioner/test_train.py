@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import json
+import os
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +15,7 @@ from safetensors.torch import load_file
 
 from cookgen.perception.caption_models.llava_next import LlavaNextCaptioner
 from cookgen.train import main
+from tests.conftest import ROOT
 from tests.cookgen.captioner.scenes import scenes, write_set
 from tests.shardset import Story, make_set
 
@@ -27,13 +31,17 @@ def sets(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
-def train(tiny: Path, sets: Path, out: Path, *more: str) -> int:
-    options = f"""captioner --model.name {tiny} --captions {sets / "train.jsonl"} --out {out}
+def options(tiny: Path, sets: Path, out: Path) -> list[str]:
+    text = f"""captioner --model.name {tiny} --captions {sets / "train.jsonl"} --out {out}
         --valid-captions {sets / "valid.jsonl"} --model.num-samples 2 --model.sample-tokens 16
         --training.steps {STEPS} --training.batch-size 2 --training.accumulation 2 --training.learning-rate 3e-3
         --training.warmup-steps 2 --training.precision fp32 --training.num-workers 0 --training.log-every 1
         --training.validate-every 4 --training.checkpoint-every 4 --training.trackers"""
-    return main([*options.split(), *more])
+    return text.split()
+
+
+def train(tiny: Path, sets: Path, out: Path, *more: str) -> int:
+    return main([*options(tiny, sets, out), *more])
 
 
 def curve(out: Path) -> list[dict[str, Any]]:
@@ -119,3 +127,28 @@ def test_what_is_wrong_is_said_in_one_line(
     assert f"{bad}:13: " in said("--model.name", str(tiny), "--captions", str(bad))
     assert main(["export-captioner", str(tmp_path), "--to", str(tmp_path / "out")]) == 2
     assert "no checkpoint there" in capsys.readouterr().err
+
+
+@pytest.mark.full
+@pytest.mark.parametrize("how", ["--training.no-fsdp", "--training.fsdp"])
+def test_two_ranks_learn_what_one_does(tiny: Path, sets: Path, tmp_path: Path, how: str) -> None:
+    """By torchrun; at the end of the three held-out clips one rank is left without any."""
+    full = ("--model.lora-rank", "0", "--model.train-vision")
+    rendezvous = ["--nnodes=1", "--nproc-per-node=2", "--rdzv-backend=c10d", "--rdzv-endpoint=127.0.0.1:0"]
+    command = [sys.executable, "-m", "torch.distributed.run", *rendezvous, "-m", "cookgen.train"]
+    done = subprocess.run(
+        [*command, *options(tiny, sets, tmp_path / "two"), *full, how, "--training.batch-size", "1"],
+        cwd=ROOT,
+        capture_output=True,
+        text=True,
+        timeout=500,
+        check=False,
+        env=os.environ | {"OMP_NUM_THREADS": "1", "GLOO_SOCKET_IFNAME": "lo"},
+    )
+    assert done.returncode == 0, f"{done.stdout}\n{done.stderr}"
+    assert train(tiny, sets, tmp_path / "one", *full) == 0
+    one, two = ([line["loss"] for line in curve(tmp_path / name)] for name in ("one", "two"))
+    assert two == pytest.approx(one, rel=1e-3)
+    last = f"checkpoints/step-{STEPS:08d}"
+    assert (tmp_path / "two" / last / "captions.jsonl").exists() == (how == "--training.no-fsdp")
+    assert main(["export-captioner", str(tmp_path / "two"), "--to", str(tmp_path / "out")]) == 0
