@@ -62,7 +62,7 @@ def write_tiny(folder: Path, texts: Iterable[str] = (), *, video: bool = False, 
         hidden_size=64,
         intermediate_size=128,
         num_hidden_layers=3,
-        num_attention_heads=4,
+        num_attention_heads=2,
         image_size=_SIDE_PX,
         patch_size=8,
     )
