@@ -106,13 +106,13 @@ class JsonLines:
                 while content := stream.readline(_MAX_LINE_BYTES + 1):
                     number = len(starts)
                     for name in _line(path, number, content).paths:
-                        if not (path.parent / name).is_file():
+                        if not _is_file(path.parent / name):
                             raise InputError(
-                                f"{path}:{number}: {name!r} is no file in {path.parent}; give a path that is relative "
-                                "to that folder, or absolute"
+                                f"{path}:{number}: {name[:200]!r} is no file in {path.parent}; give a path that is "
+                                "relative to that folder, or absolute"
                             )
                     starts.append(starts[-1] + len(content))
-        except (OSError, ValueError) as error:  # ValueError: a NUL in a path
+        except OSError as error:
             raise InputError(f"{path}: cannot be read ({error}); give --captions a file in JSON Lines") from error
         if len(starts) == 1:
             raise InputError(f"{path}: is empty; a caption set has a JSON object a line, see README, The captioner")
@@ -152,6 +152,13 @@ class JsonLines:
                 "the frames of one clip have one size"
             )
         return np.stack(pictures)
+
+
+def _is_file(path: Path) -> bool:
+    try:
+        return path.is_file()
+    except OSError:  # no path at all: longer than any
+        return False
 
 
 def _line(path: Path, number: int, content: bytes) -> Line:

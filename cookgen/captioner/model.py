@@ -5,6 +5,7 @@ Shapes: see inputs.
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from typing import Any
 
 from torch import Tensor, nn
@@ -72,22 +73,34 @@ def _unfreeze_what_is_seen(tower: nn.Module, feature_layer: int | list[int]) -> 
             part.requires_grad_(False)
 
 
-def flops_of(model: CaptionerModel, *, num_tokens: int, num_learned: int, num_pictures: int) -> float:
-    """Operations of one forward and backward: of the matrix products, 6 a token and trained weight, 4 where it is
-    frozen, 2 where nothing before it is trained either. Attention's own products are left out, a few per cent.
-    """
-    network = model.network
+@dataclass(frozen=True)
+class Cost:
+    """Operations of the matrix products of a forward and backward: 6 a token and trained weight, 4 where it is frozen,
+    2 where nothing before it is trained either. Attention's own products are left out, a few per cent."""
+
+    of_picture: int
+    of_token: int
+    of_word: int  # that is predicted
+
+    def flops(self, *, num_pictures: int, num_tokens: int, num_words: int) -> float:
+        """Of a batch."""
+        return float(self.of_picture * num_pictures + self.of_token * num_tokens + self.of_word * num_words)
+
+
+def cost_of(network: Any) -> Cost:
+    """Counts a network."""
     tower, config = network.model.vision_tower, network.config.vision_config
-    is_seen = any(weight.requires_grad for weight in tower.parameters())
-    patches = num_pictures * ((config.image_size // config.patch_size) ** 2 + 1)
-    of_vision = _per_token(tower) if is_seen else 2 * sum(weight.numel() for weight in tower.parameters())
-    of_words = _per_token(network.get_output_embeddings())
-    of_text = _per_token(network.model.language_model)
-    of_projector = _per_token(network.model.multi_modal_projector)
-    return float((of_vision + of_projector) * patches + of_text * num_tokens + of_words * num_learned)
+    is_trained = any(weight.requires_grad for weight in tower.parameters())
+    of_patch = _of_token(tower) if is_trained else 2 * sum(weight.numel() for weight in tower.parameters())
+    return Cost(
+        of_picture=(config.image_size // config.patch_size) ** 2
+        * (of_patch + _of_token(network.model.multi_modal_projector)),
+        of_token=_of_token(network.model.language_model),
+        of_word=_of_token(network.get_output_embeddings()),
+    )
 
 
-def _per_token(module: nn.Module) -> int:
+def _of_token(module: nn.Module) -> int:
     parts = (part for part in module.modules() if not isinstance(part, nn.Embedding))
     weights = (weight for part in parts for weight in part.parameters(recurse=False) if weight.ndim > 1)
     return sum((6 if weight.requires_grad else 4) * weight.numel() for weight in weights)

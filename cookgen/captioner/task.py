@@ -15,7 +15,7 @@ from torch.distributed.tensor import DTensor
 from cookgen.captioner.captions import CaptionSet, Clips, Example, JsonLines, Source
 from cookgen.captioner.config import CaptionerConfig
 from cookgen.captioner.inputs import Batch, CaptionInputs, collate
-from cookgen.captioner.model import CaptionerModel, build_network, flops_of
+from cookgen.captioner.model import CaptionerModel, Cost, build_network, cost_of
 from cookgen.config import to_values
 from cookgen.dataset.split import load_split
 from cookgen.errors import UsageError
@@ -88,9 +88,11 @@ class CaptionerTask:
     def build(self) -> CaptionerModel:
         """The pretrained network, on the CPU."""
         self._model = CaptionerModel(build_network(self._config, dtype=self._dtype))
+        self._cost = cost_of(self._model.network)
         return self._model
 
     _model: CaptionerModel | None = None
+    _cost: Cost | None = None
 
     @property
     def _built(self) -> CaptionerModel:
@@ -124,12 +126,10 @@ class CaptionerTask:
         )
 
     def flops(self, batch: Batch) -> float:
-        """Of forward and backward, see model.flops_of."""
-        return flops_of(
-            self._built,
-            num_tokens=batch.num_tokens,
-            num_learned=batch.counts["text"],
-            num_pictures=len(batch.pixels_NCHW),
+        """Of forward and backward, see model.Cost."""
+        assert self._cost is not None, "build() comes first"
+        return self._cost.flops(
+            num_pictures=len(batch.pixels_NCHW), num_tokens=batch.num_tokens, num_words=batch.counts["text"]
         )
 
     def write_extras(self, folder: Path) -> None:

@@ -84,7 +84,8 @@ WRONG: dict[str, tuple[Any, str]] = {
     "too many frames": ({"frames": ["0.png"] * 1025, "caption": "a"}, r"frames: List should have at most 1024"),
     "a file that is not there": ({"frames": ["0.png", "9.png"], "caption": "a"}, r"'9.png' is no file in .*relative"),
     "a folder": ({"image": ".", "caption": "a"}, r"'.' is no file"),
-    "a NUL in a path": ({"image": "a\0b", "caption": "a"}, r"captions\.jsonl.*(null|is no file)"),
+    "a NUL in a path": ({"image": "a\0b", "caption": "a"}, r"is no file in"),
+    "a path that is too long": ({"image": "a" * 5000, "caption": "a"}, r"is no file in"),
     "endless": (b" " * (1 << 20) + b" ", r"longer than 1048576 bytes"),
 }
 
@@ -96,7 +97,7 @@ def test_a_wrong_line_is_named_when_the_set_is_opened(folder: Path, line: Any, p
         JsonLines.open(path, num_frames=8)
     said = str(caught.value)
     assert "\n" not in said and len(said) < 600
-    assert said.startswith(f"{path}:2: ") or "NUL" in problem or "null" in said
+    assert said.startswith(f"{path}:2: ")
 
 
 BROKEN: dict[str, tuple[dict[str, Any], str]] = {
