@@ -1,4 +1,4 @@
-"""Loading pretrained networks: what transformers and diffusers raise for their files, as our errors; GGUF unpacked."""
+"""Pretrained networks: what transformers and diffusers raise for their files, as our errors; GGUF unpacked; LoRA."""
 
 from __future__ import annotations
 
@@ -78,3 +78,21 @@ def _read_gguf(path: Path) -> tuple[Any, Any]:
             path.parent, dtype=torch.float32, quantization_config=GgufConfig(dequantize=True), **options
         )
     return tokenizer, model
+
+
+def add_lora(model: Any, *, rank: int, alpha: int, dropout: float) -> Any:
+    """The model with LoRA, in float32, on every linear layer but the output's; it alone is trained, all else frozen."""
+    from peft import LoraConfig, inject_adapter_in_model
+    from peft.tuners.lora import LoraLayer
+
+    lora = LoraConfig(r=rank, lora_alpha=alpha, lora_dropout=dropout, target_modules="all-linear")
+    model = inject_adapter_in_model(lora, model)
+    for module in model.modules():
+        if isinstance(module, LoraLayer):
+            # autocast does it, without float32 copies of a bf16 base's activations: a twelfth of a 7B update
+            module.cast_input_dtype_enabled = False
+    for name, weight in model.named_parameters():
+        weight.requires_grad_("lora_" in name)
+        if weight.requires_grad:
+            weight.data = weight.data.float()
+    return model

@@ -2,6 +2,8 @@
 
 cookgen-train director --shards shards --preset tiny
 torchrun --nproc-per-node 8 -m cookgen.train director --shards shards --preset qwen2.5-7b …
+cookgen-train captioner --model.name llava-hf/llava-v1.6-mistral-7b-hf@<commit> --captions captions.jsonl
+cookgen-train export-captioner runs/captioner --to my-captioner
 """
 
 from __future__ import annotations
@@ -11,12 +13,13 @@ import os
 import sys
 import time
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, fields, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Literal
+from typing import TYPE_CHECKING, Annotated, Any, Literal, TypeVar
 
 import tyro
 
+from cookgen.captioner.config import CaptionerConfig
 from cookgen.commands import printable, run_command
 from cookgen.config import machinery, to_values
 from cookgen.dataset.location import locate
@@ -111,6 +114,31 @@ def qwen2_5_7b() -> DirectorRun:
 def seed_x_7b() -> DirectorRun:
     """SEED-X's language model (Llama-2-7b's shape), which VideoAuteur trained, with LoRA; name its weights."""
     return _paper("llama2-7b")
+
+
+@dataclass(frozen=True)
+class CaptionerRun:
+    """One tuning of a captioner; the defaults are for a 7B model on one GPU.
+
+    Args:
+        captions: caption sets to learn, in JSON Lines (README, The captioner)
+        valid_captions: caption sets to measure on, of other videos
+        shards: shard sets whose clips and captions are learned and measured on too
+        out: the run's folder; the same command goes on in it
+        train_split: the split of shards to learn
+        valid_split: that to measure on; None measures on none
+    """
+
+    captions: tuple[Path, ...] = machinery(())
+    valid_captions: tuple[Path, ...] = machinery(())
+    shards: tuple[Path, ...] = machinery(())
+    out: Path = machinery(Path("runs/captioner"))
+    train_split: str = "train"
+    valid_split: str | None = "val"
+    model: CaptionerConfig = CaptionerConfig()
+    training: TrainingConfig = TrainingConfig(
+        precision="bf16", batch_size=1, accumulation=16, activation_checkpointing=True
+    )
 
 
 DIRECTOR_PRESETS: Mapping[str, Callable[[], DirectorRun]] = {
@@ -303,34 +331,109 @@ def director_command(preset: str) -> Callable[..., int]:
         if plan:
             _say(plan_director(run))
             return 0
-        if launcher == "none":
-            if ray_address is not None or num_ranks != 1:
-                raise UsageError("--ray-address, --num-ranks: go with --launcher ray; otherwise leave them out")
-            return train_director(run)
-        from cookgen.training.ray_launcher import launch
-
-        there = replace(run, shards=tuple(path.resolve() for path in run.shards), out=run.out.resolve())
-        return launch(
-            functools.partial(train_director, there),
-            there.out,
-            num_workers=num_ranks,
-            address=ray_address,
-            say=_say,
-        )
+        return _launched(train_director, run, launcher, ray_address, num_ranks)
 
     return director
+
+
+R = TypeVar("R", DirectorRun, CaptionerRun)
+
+
+def _launched(train: Callable[[R], int], run: R, launcher: str, ray_address: str | None, num_ranks: int) -> int:
+    """Trains in this process, or in num_ranks of a Ray cluster."""
+    if launcher == "none":
+        if ray_address is not None or num_ranks != 1:
+            raise UsageError("--ray-address, --num-ranks: go with --launcher ray; otherwise leave them out")
+        return train(run)
+    from cookgen.training.ray_launcher import launch
+
+    there = replace(run, **{item.name: _absolute(getattr(run, item.name)) for item in fields(run)})
+    return launch(functools.partial(train, there), there.out, num_workers=num_ranks, address=ray_address, say=_say)
+
+
+def _absolute(value: Any) -> Any:
+    """A path, or each of several, that means the same in another process; what is none stays."""
+    if isinstance(value, tuple):
+        return tuple(map(_absolute, value))
+    return value.resolve() if isinstance(value, Path) else value
+
+
+def train_captioner(run: CaptionerRun, say: Callable[[str], None] | None = None) -> int:
+    """Trains; every process of a training calls it. Raises what the user has to mend."""
+    import torch
+
+    from cookgen.captioner.task import CaptionerTask
+    from cookgen.training.loop import train
+
+    frozen_bf16 = run.model.lora_rank and run.training.precision == "bf16"
+    task = CaptionerTask(
+        run.model,
+        captions=run.captions,
+        valid_captions=run.valid_captions,
+        shards=run.shards,
+        train_split=run.train_split,
+        valid_split=run.valid_split,
+        dtype=torch.bfloat16 if frozen_bf16 else torch.float32,
+    )
+    if not task.num_examples("train"):
+        raise UsageError(
+            "nothing to learn: give --captions FILE.jsonl, a caption set, or --shards DIR, a shard set with clips in "
+            f"its split {run.train_split!r}"
+        )
+    values = to_values(run, with_machinery=False) | {"made_of": task.made_of}
+    train(task, run.training, run.out, run_values=values, say=say)
+    return 0
+
+
+def captioner(
+    run: Annotated[CaptionerRun, tyro.conf.arg(name="")] = CaptionerRun(),
+    *,
+    launcher: Literal["none", "ray"] = "none",
+    ray_address: str | None = None,
+    num_ranks: int = 1,
+) -> int:
+    """Tune LLaVA-NeXT on clips and their captions; export-captioner then makes a model of the run.
+
+    Run again, it goes on at its last checkpoint. On several GPUs start it by torchrun or accelerate launch, or on a Ray
+    cluster by --launcher ray.
+
+    Args:
+        launcher: ray runs num_ranks processes on a Ray cluster
+        ray_address: of the cluster; this machine alone without it
+        num_ranks: processes of --launcher ray, each with a GPU where there are any
+    """
+    return _launched(train_captioner, run, launcher, ray_address, num_ranks)
+
+
+def export_captioner(run: Annotated[Path, tyro.conf.Positional, tyro.conf.arg(metavar="RUN")], *, to: Path) -> int:
+    """Write a captioner as a folder that the captions stage (captions.kind=llava_next) and vLLM load.
+
+    Args:
+        run: the --out of cookgen-train captioner (its best checkpoint), or one of its checkpoints/step-…
+        to: a new or empty folder
+    """
+    from cookgen.captioner.export import export
+
+    found = export(run, to)
+    _say(f'{to}: the captioner of {found.folder}; make shards … SET="captions.kind=llava_next captions.model={to}"')
+    return 0
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Runs one command; returns the exit status."""
     arguments = sys.argv[1:] if arguments is None else list(arguments)
-    what = "Trains models on cookgen/1 shard sets. --help of a command lists its whole configuration."
+    what = "Trains models on cookgen/1 shard sets and caption sets. --help of a command lists its whole configuration."
     try:
         preset = _preset(arguments)
     except UsageError as error:
         sys.stderr.write(f"error: {printable(str(error))}\n")
         return 2
-    return run_command({"director": director_command(preset)}, arguments, prog="cookgen-train", description=what)
+    commands: dict[str, Callable[..., int]] = {
+        "director": director_command(preset),
+        "captioner": captioner,
+        "export-captioner": export_captioner,
+    }
+    return run_command(commands, arguments, prog="cookgen-train", description=what)
 
 
 def _preset(arguments: Sequence[str]) -> str:

@@ -30,9 +30,14 @@ RULES: dict[str, set[str]] = {
     "cookgen.perception": GROUND | RECORDS | {"cookgen.pretrained"},
     "cookgen.director": GROUND | RECORDS | {"cookgen.dataset", "cookgen.pretrained"},
     "cookgen.evaluation": GROUND | RECORDS | {"cookgen.dataset", "cookgen.perception", "cookgen.pretrained"},
+    "cookgen.captioner": GROUND
+    | RECORDS
+    | {"cookgen.dataset", "cookgen.perception", "cookgen.picture", "cookgen.pretrained", "cookgen.training"},
     "cookgen.picture": GROUND | {"cookgen.features"},
     "cookgen.training": GROUND | {"cookgen.dataset"},
-    "cookgen.train": GROUND | RECORDS | {"cookgen.dataset", "cookgen.features", "cookgen.director", "cookgen.training"},
+    "cookgen.train": GROUND
+    | RECORDS
+    | {"cookgen.captioner", "cookgen.dataset", "cookgen.features", "cookgen.director", "cookgen.training"},
     "cookgen.features": GROUND | RECORDS | {"cookgen.dataset", "cookgen.perception"},
     "cookgen.cli": {"cookgen"},
     "cookgen": {"cookgen.dataset"},

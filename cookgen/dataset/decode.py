@@ -89,6 +89,12 @@ def read_frames(
     return frames_THWC
 
 
+def count_frames(mp4: bytes | Path) -> int:
+    """How many frames a clip has; nothing is decoded. Raises InputError and FormatError as read_frames does."""
+    with _Clip(mp4) as clip:
+        return len(clip.pictures()[1])
+
+
 def read_audio(
     mp4: bytes | Path, *, rate_hz: int | None = None, start_s: float = 0.0, end_s: float | None = None
 ) -> NDArray[np.float32] | None:

@@ -48,3 +48,9 @@ class FrameRule:
         if first >= end:
             return range(0)
         return [first + (2 * part + 1) * (end - first) // (2 * self.num_frames) for part in range(self.num_frames)]
+
+
+def frame_numbers(num_frames: int, num_wanted: int) -> list[int]:
+    """What a captioner looks at: the middles of num_wanted equal parts of num_frames frames; every frame once, if it
+    has fewer."""
+    return list(FrameRule(num_frames=min(num_frames, num_wanted)).indices(num_frames, fps=1))

@@ -18,7 +18,7 @@ from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from functools import cached_property
 from itertools import islice
-from typing import Any, Literal, NamedTuple, get_args
+from typing import Any, Literal, NamedTuple, Protocol, get_args
 
 import numpy as np
 import torch
@@ -27,12 +27,27 @@ from torch.utils.data import DataLoader, Dataset, default_collate
 
 from cookgen.dataset.arrays import as_arrays
 from cookgen.dataset.order import Dealing, Remainder, epoch_order
-from cookgen.dataset.split import Split
 from cookgen.errors import CookgenError, InputError, UnknownNameError, UsageError
 from cookgen.files import digest
 
 OnError = Literal["raise", "skip"]
 _LOG = logging.getLogger(__name__)
+
+
+class Items(Protocol):
+    """What a loader reads: a Split, or what offers as much."""
+
+    @property
+    def name(self) -> str: ...
+    @property
+    def seed(self) -> int | None: ...  # of the shuffling; None: the order that they have
+    @property
+    def is_mapped(self) -> bool: ...
+    def unshuffled(self) -> Any: ...
+    def map(self, function: Callable[[Any], Any], /) -> Any: ...
+    def name_of(self, index: int) -> str: ...
+    def __len__(self) -> int: ...
+    def __getitem__(self, index: int, /) -> Any: ...
 
 
 @dataclass
@@ -67,7 +82,7 @@ class Loader:
 
     def __init__(
         self,
-        split: Split[Any],
+        split: Items,
         *,
         batch_size: int,
         num_workers: int,
@@ -89,7 +104,7 @@ class Loader:
         if not 0 <= self.rank < self.num_ranks:
             raise UsageError(f"rank {self.rank} of {self.num_ranks}: ranks are numbered from 0")
         self._seed = split.seed
-        self._split = split.unshuffled() if split.is_mapped else split.unshuffled().map(as_arrays)
+        self._split: Items = split.unshuffled() if split.is_mapped else split.unshuffled().map(as_arrays)
         self._collate = collate or (default_collate if split.is_mapped else collate_arrays)
         self._batch_size, self._remainder, self._on_error = batch_size, remainder, on_error
         self._workers: dict[str, Any] = {"num_workers": num_workers, "pin_memory": pin_memory}
@@ -185,7 +200,7 @@ class _Read(NamedTuple):
 class _Batches(Dataset[_Read]):
     """The batches of one rank in the rest of an epoch, by step."""
 
-    split: Split[Any]
+    split: Items
     order: NDArray[np.int64]
     dealing: Dealing
     rank: int

@@ -23,7 +23,7 @@ from cookgen.director.model import Director, Embeddings
 from cookgen.errors import InputError, ModelError, ShapeError, UsageError, reason_of
 from cookgen.files import file_sha256, write_atomic
 from cookgen.modelstore import ResolvedModel, identity, resolve
-from cookgen.pretrained import LIBRARY_ERRORS, model_errors
+from cookgen.pretrained import LIBRARY_ERRORS, add_lora, model_errors
 
 DESCRIPTION = "director.json"
 _ARCHITECTURE = "language_model"
@@ -332,24 +332,7 @@ def _adapted(model: Any, config: LanguageModelConfig) -> Any:
         )
     model.set_attn_implementation(PACKED)
     if config.lora_rank:
-        from peft import LoraConfig, inject_adapter_in_model
-        from peft.tuners.lora import LoraLayer
-
-        lora = LoraConfig(
-            r=config.lora_rank,
-            lora_alpha=config.lora_alpha,
-            lora_dropout=config.lora_dropout,
-            target_modules="all-linear",
-        )
-        model = inject_adapter_in_model(lora, model)
-        for module in model.modules():
-            if isinstance(module, LoraLayer):
-                # autocast does it, without float32 copies of a bf16 base's activations: a twelfth of a 7B update
-                module.cast_input_dtype_enabled = False
-        for name, weight in model.named_parameters():
-            weight.requires_grad_("lora_" in name)
-            if weight.requires_grad:
-                weight.data = weight.data.float()
+        model = add_lora(model, rank=config.lora_rank, alpha=config.lora_alpha, dropout=config.lora_dropout)
     return model
 
 

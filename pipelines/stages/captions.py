@@ -8,12 +8,12 @@ from typing import Literal
 
 from cookgen.config import machinery
 from cookgen.dataset.decode import read_frames
-from cookgen.dataset.frames import FrameRule
+from cookgen.dataset.frames import frame_numbers
 from cookgen.errors import UsageError
 from cookgen.files import digest
-from cookgen.perception.caption_models import PROMPT, Captioner, whole_sentences
+from cookgen.perception.caption_models import GRID_PROMPT, PROMPT, Captioner, whole_sentences
 from cookgen.perception.caption_models.endpoint import EndpointCaptioner
-from cookgen.perception.caption_models.llava_next import GRID_PROMPT, LlavaNextCaptioner
+from cookgen.perception.caption_models.llava_next import LlavaNextCaptioner
 from cookgen.perception.caption_models.tags import TagsCaptioner
 from cookgen.records import Caption, Clip, Reason, Reject
 from pipelines.stage import Needs, Places, Stage
@@ -27,12 +27,14 @@ class CaptionsConfig:
 
     kind "tags" needs nothing else. "endpoint" needs `model`, the name that the server gives it, and its URL, ending in
     /v1. "llava_next" needs `model`, a folder or a hub repository at a commit. num_frames are evenly spaced over the
-    clip. max_tokens bounds a language model's answer.
+    clip; with grid an endpoint gets them as one picture, as llava_next does by itself and a LLaVA-NeXT that
+    `cookgen-train captioner` tuned expects it. max_tokens bounds a language model's answer.
     """
 
     kind: Literal["tags", "endpoint", "llava_next"] = "tags"
     model: str = ""
     num_frames: int = 8
+    grid: bool = False
     max_tokens: int = 256
     device: Literal["cpu", "cuda"] = "cpu"  # of llava_next; its precision follows: float32 or bfloat16
     endpoint: str | None = machinery(None)
@@ -47,6 +49,8 @@ class CaptionsConfig:
         ):
             if value < 1:
                 raise ValueError(f"{name} is {value}; it must be at least 1")
+        if self.grid and self.kind != "endpoint":
+            raise ValueError(f"grid goes with kind=endpoint; kind={self.kind} knows by itself how frames are shown")
         if not self.timeout_s > 0:
             raise ValueError(f"timeout_s is {self.timeout_s}; it must be more than 0 seconds")
 
@@ -74,6 +78,7 @@ def load(config: CaptionsConfig, places: Places) -> Tool:
             max_tokens=config.max_tokens,
             timeout_s=config.timeout_s,
             num_tries=config.num_tries,
+            grid=config.grid,
         )
     elif config.kind == "llava_next":
         captioner = LlavaNextCaptioner.load(config.model, max_tokens=config.max_tokens, device=config.device)
@@ -89,7 +94,8 @@ def identity(config: CaptionsConfig) -> str:
     """
     _require_model(config)
     if config.kind == "endpoint":
-        return f"{config.model}@endpoint+prompt@{digest(PROMPT)[:12]}"
+        prompt = [GRID_PROMPT, PROMPT] if config.grid else PROMPT
+        return f"{config.model}@endpoint+prompt@{digest(prompt)[:12]}"
     if config.kind == "llava_next":
         return f"{LlavaNextCaptioner.identity(config.model)}+prompt@{digest([GRID_PROMPT, PROMPT])[:12]}"
     return TagsCaptioner.identity()
@@ -122,11 +128,6 @@ def caption_clips(clips: tuple[Clip, ...], *, config: CaptionsConfig, tool: Tool
                 reason=Reason.EMPTY_CAPTION,
                 detail=f"{tool.captioner.origin} said nothing",
             )
-
-
-def frame_numbers(num_frames: int, num_wanted: int) -> list[int]:
-    """The middles of num_wanted equal parts of a clip of num_frames frames; every frame once, if it has fewer."""
-    return list(FrameRule(num_frames=min(num_frames, num_wanted)).indices(num_frames, fps=1))
 
 
 def tidy(text: str) -> str:

@@ -7,6 +7,7 @@ llava_next    LLaVA-NeXT or LLaVA-NeXT-Video from transformers, in this process
 
 from __future__ import annotations
 
+import math
 import re
 from typing import Protocol
 
@@ -22,6 +23,7 @@ PROMPT = (
     "where), and what changes from the first frame to the last. "
     "Do not guess at sounds, names, intentions or what happens before or after."
 )
+GRID_PROMPT = "The picture is a grid of frames; read it row by row, from the top left. "  # before PROMPT
 
 
 class Captioner(Protocol):
@@ -44,6 +46,16 @@ def check_frames(frames_THWC: NDArray[np.uint8]) -> None:
         raise ShapeError(
             f"frames are {frames_THWC.dtype} {list(frames_THWC.shape)}; wanted: RGB uint8 [T, H, W, 3], T >= 1"
         )
+
+
+def frame_grid(frames_THWC: NDArray[np.uint8]) -> NDArray[np.uint8]:
+    """All frames as one picture in reading order, uint8 [rows * H, columns * W, 3]; as square as may be, rest black."""
+    num, height, width, _ = frames_THWC.shape
+    columns = math.ceil(math.sqrt(num))
+    rows = math.ceil(num / columns)
+    cells = np.zeros((rows * columns, height, width, 3), np.uint8)
+    cells[:num] = frames_THWC
+    return cells.reshape(rows, columns, height, width, 3).swapaxes(1, 2).reshape(rows * height, columns * width, 3)
 
 
 def whole_sentences(text: str, max_chars: int | None = None) -> str:

@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from cookgen.errors import ModelServerError
-from cookgen.perception.caption_models import PROMPT, check_frames, whole_sentences
+from cookgen.perception.caption_models import GRID_PROMPT, PROMPT, check_frames, frame_grid, whole_sentences
 
 # What a server returns that carries our request id (vLLM does, in the answer's id) must name the clip that we asked
 # about. The marks tell our ids from those that other servers make up.
@@ -30,7 +30,7 @@ class EndpointCaptioner:
 
     url: the endpoint's base, ending in /v1. model: the name it serves. timeout_s: for one whole answer. num_tries: an
     unreachable, overloaded or failing server is asked again after 1, 2, 4 ... seconds. The API key, where one is
-    needed, is read from OPENAI_API_KEY.
+    needed, is read from OPENAI_API_KEY. grid: the frames go as one picture, as LLaVA-NeXT is tuned to have them.
     """
 
     url: str
@@ -39,6 +39,7 @@ class EndpointCaptioner:
     timeout_s: float
     num_tries: int
     first_wait_s: float = 1.0
+    grid: bool = False
 
     @property
     def origin(self) -> str:
@@ -51,10 +52,12 @@ class EndpointCaptioner:
         something that is no chat completion, or answers for another clip.
         """
         check_frames(frames_THWC)
-        pictures = [{"type": "image_url", "image_url": {"url": data_url(frame)}} for frame in frames_THWC]
+        shown = [frame_grid(frames_THWC)] if self.grid else list(frames_THWC)
+        pictures = [{"type": "image_url", "image_url": {"url": data_url(picture)}} for picture in shown]
+        prompt = GRID_PROMPT + PROMPT if self.grid else PROMPT
         body = {
             "model": self.model,
-            "messages": [{"role": "user", "content": [*pictures, {"type": "text", "text": PROMPT}]}],
+            "messages": [{"role": "user", "content": [*pictures, {"type": "text", "text": prompt}]}],
             "max_tokens": self.max_tokens,
             "temperature": 0.0,
             "seed": 0,

@@ -19,10 +19,11 @@ from hypothesis import given
 from hypothesis import strategies as st
 from PIL import Image
 
+from cookgen.captioner.tiny import write_tiny
 from cookgen.errors import ModelError, ModelServerError, ShapeError
-from cookgen.perception.caption_models import PROMPT, whole_sentences
+from cookgen.perception.caption_models import GRID_PROMPT, PROMPT, frame_grid, whole_sentences
 from cookgen.perception.caption_models.endpoint import EndpointCaptioner
-from cookgen.perception.caption_models.llava_next import LlavaNextCaptioner, frame_grid
+from cookgen.perception.caption_models.llava_next import LlavaNextCaptioner, load_network
 from cookgen.perception.caption_models.tags import TagsCaptioner
 
 
@@ -174,6 +175,16 @@ def test_the_server_sees_the_frames_of_this_clip_in_their_order(server: Server) 
     assert captioner.origin == "endpoint:tiny-vlm"
 
 
+def test_a_server_of_llava_next_gets_one_picture_with_all_frames(server: Server) -> None:
+    frames = plain((200, 30, 30), (30, 200, 30), (30, 30, 200))
+    endpoint(server, grid=True).caption(frames, key="demo-a-003")
+    (request,) = server.requests
+    (picture,) = server.pictures(request["body"])
+    assert np.abs(picture.astype(int) - frame_grid(frames)).mean() <= 2
+    text = {"type": "text", "text": GRID_PROMPT + PROMPT}
+    assert request["body"]["messages"][0]["content"][-1] == text
+
+
 def status(code: int, content: bytes = b'{"error": {"message": "no such model"}}') -> Callable[..., Answer]:
     return lambda handler: (code, {}, content)
 
@@ -303,73 +314,20 @@ def test_whole_sentences() -> None:
 
 # ---------------------------------------------------------------------------------------------------------- llava_next
 
-TEMPLATE = (
-    "{% for message in messages %}USER: {% for part in message['content'] %}"
-    "{% if part['type'] == 'text' %}{{ part['text'] }}{% else %}<{{ part['type'] }}>\n{% endif %}"
-    "{% endfor %}{% endfor %} ASSISTANT:"
-)
 
-
-def save_checkpoint(folder: Path, *, video: bool, template: str | None = TEMPLATE) -> Path:
-    """A LLaVA-NeXT of a few thousand random weights, with a real tokenizer and picture processor."""
+def save_checkpoint(folder: Path, *, video: bool, template: bool = True) -> Path:
+    """A tiny LLaVA-NeXT whose every frame shows in what it says."""
     import torch
-    from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
-    from transformers import (
-        CLIPVisionConfig,
-        LlamaConfig,
-        LlavaNextConfig,
-        LlavaNextForConditionalGeneration,
-        LlavaNextVideoConfig,
-        LlavaNextVideoForConditionalGeneration,
-        PreTrainedTokenizerFast,
-    )
-    from transformers.models.llava_next.image_processing_pil_llava_next import LlavaNextImageProcessorPil
 
-    bpe = Tokenizer(models.BPE())
-    bpe.pre_tokenizer, bpe.decoder = pre_tokenizers.ByteLevel(add_prefix_space=False), decoders.ByteLevel()
-    trainer = trainers.BpeTrainer(
-        vocab_size=400,
-        special_tokens=["<s>", "</s>", "<pad>", "<image>", "<video>"],
-        initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
-        show_progress=False,
-    )
-    bpe.train_from_iterator([PROMPT, TEMPLATE, "a hand stirs the pan with a wooden spoon"], trainer)
-    tokenizer = PreTrainedTokenizerFast(tokenizer_object=bpe, bos_token="<s>", eos_token="</s>", pad_token="<pad>")
-    tokenizer.chat_template = template
-    tokenizer.save_pretrained(folder)
-    LlavaNextImageProcessorPil(
-        size={"shortest_edge": 28},
-        crop_size={"height": 28, "width": 28},
-        image_grid_pinpoints=[[28, 56], [56, 28], [56, 56]],
-    ).save_pretrained(folder)
-    vision = CLIPVisionConfig(
-        hidden_size=32, intermediate_size=64, num_hidden_layers=3, num_attention_heads=2, image_size=28, patch_size=7
-    )
-    text = LlamaConfig(
-        hidden_size=32,
-        intermediate_size=64,
-        num_hidden_layers=2,
-        num_attention_heads=2,
-        vocab_size=len(tokenizer),
-        max_position_embeddings=2048,
-        bos_token_id=0,
-        eos_token_id=1,
-        pad_token_id=2,
-    )
-    shared = {"image_token_index": 3, "image_grid_pinpoints": [[28, 56], [56, 28], [56, 56]]}
-    torch.manual_seed(0)
-    network: Any
-    if video:
-        config = LlavaNextVideoConfig(vision_config=vision, text_config=text, video_token_index=4, **shared)
-        network = LlavaNextVideoForConditionalGeneration(config)
-    else:
-        network = LlavaNextForConditionalGeneration(LlavaNextConfig(vision_config=vision, text_config=text, **shared))
+    network = load_network(str(write_tiny(folder, video=video)), dtype="auto")
     with torch.no_grad():  # random weights of the usual size would drown the pictures in the long prompt
         for weight in network.parameters():
             weight.normal_(0, 0.3)
     network.generation_config.do_sample = True  # what a checkpoint wishes must not matter
     network.generation_config.temperature = 2.0
     network.save_pretrained(folder)
+    if not template:
+        (folder / "chat_template.jinja").unlink()
     return folder
 
 
@@ -400,7 +358,7 @@ def test_llava_next_sees_the_order_of_the_frames(checkpoint: Path) -> None:
 
 
 def test_llava_next_without_a_chat_template(tmp_path: Path) -> None:
-    captioner = LlavaNextCaptioner.load(str(save_checkpoint(tmp_path / "m", video=False, template=None)), max_tokens=4)
+    captioner = LlavaNextCaptioner.load(str(save_checkpoint(tmp_path / "m", video=False, template=False)), max_tokens=4)
     assert captioner.caption(plain((1, 2, 3)), key="a-000")
 
 
@@ -409,7 +367,7 @@ def test_a_checkpoint_of_another_kind_is_named(tmp_path: Path) -> None:
     with pytest.raises(ModelError, match=r"'llama'.*llava_next"):
         LlavaNextCaptioner.load(str(tmp_path), max_tokens=4)
     (tmp_path / "config.json").write_text('{"model_type": "llava_next"}')
-    with pytest.raises(ModelError, match="cannot load"):
+    with pytest.raises(ModelError, match="cannot be loaded"):
         LlavaNextCaptioner.load(str(tmp_path), max_tokens=4)
 
 

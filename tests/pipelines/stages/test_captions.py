@@ -17,6 +17,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from cookgen.config import apply_settings, config_digest
+from cookgen.dataset.frames import frame_numbers
 from cookgen.errors import ModelServerError, UsageError
 from cookgen.files import canonical_json
 from cookgen.perception.caption_models import whole_sentences
@@ -28,7 +29,6 @@ from pipelines.stages.captions import (
     CaptionsConfig,
     Tool,
     caption_clips,
-    frame_numbers,
     identity,
     load,
     tidy,
