@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
 from cookgen.config import apply_settings
@@ -43,6 +43,12 @@ class Request:
         if config.source != self.source:
             raise UsageError(f"--set source={config.source}: the source is named by --source, not by --set")
         return config
+
+    def with_settings(self, *settings: str) -> Request:
+        """The request with these settings in the place of what it said under their names."""
+        names = {setting.partition("=")[0] for setting in settings}
+        kept = (setting for setting in self.settings if setting.partition("=")[0] not in names)
+        return replace(self, settings=(*kept, *settings))
 
     def videos_folder(self) -> Path:
         """The folder that videos' paths are relative to."""

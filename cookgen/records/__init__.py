@@ -2,8 +2,9 @@
 
 from cookgen.records.action import Action
 from cookgen.records.caption import Caption
-from cookgen.records.check import Check
+from cookgen.records.check import CLIP_CHECKS, NARRATIVE_CHECKS, SET_CHECKS, Check
 from cookgen.records.clip import Clip
+from cookgen.records.evidence import Evidence, meaning_of
 from cookgen.records.features import Features
 from cookgen.records.manifest import ConfigStamp, Manifest, Shard, Split
 from cookgen.records.match import Match
@@ -27,7 +28,10 @@ from cookgen.records.video import Crop, Segment, SourceVideo, Video, hashed_spli
 TABLES: tuple[type[Record], ...] = (Video, Clip, Word, Action, Caption, Match, Check, Reject, Narrative)
 
 __all__ = [
+    "CLIP_CHECKS",
     "FORMAT",
+    "NARRATIVE_CHECKS",
+    "SET_CHECKS",
     "SUFFIXES",
     "TABLES",
     "Action",
@@ -36,6 +40,7 @@ __all__ = [
     "Clip",
     "ConfigStamp",
     "Crop",
+    "Evidence",
     "Features",
     "Lineage",
     "Manifest",
@@ -59,4 +64,5 @@ __all__ = [
     "Word",
     "faults",
     "hashed_split",
+    "meaning_of",
 ]
