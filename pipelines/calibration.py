@@ -101,6 +101,13 @@ class Calibration:
                 front.append(point)
         return front
 
+    @property
+    def named(self) -> list[tuple[str, Point]]:
+        """The points to look at: the paper's, the best, and the frontier where it is neither."""
+        named = {self.best.thresholds: ("best F1", self.best), PAPER: ("the paper's", self.paper)}
+        others = [("frontier", point) for point in self.frontier if point.thresholds not in named]
+        return [*reversed(named.values()), *others]
+
     def to_values(self) -> dict[str, Any]:
         """Plain values for JSON."""
 
@@ -256,9 +263,7 @@ def table(found: Calibration) -> str:
             f"{found.num_reachable} are within reach of any thresholds",
             CRITERION,
             f"{'':12} start_diff   iou  sure_iou  matches  precision  recall     F1  (5-95 %)",
-            _line("the paper's", found.paper),
-            _line("best F1", found.best),
-            *(_line("frontier", point) for point in found.frontier),
+            *(_line(name, point) for name, point in found.named),
             f"best F1 is above the paper's in {found.best.beats_paper:.0%} of {_RESAMPLES} resamples of the videos",
         ]
     )

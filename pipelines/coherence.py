@@ -36,15 +36,15 @@ def repeated_steps(actions_SW: Vectors, *, same: float) -> float | None:
 def step_order(actions_SW: Vectors, captions_SW: Vectors) -> float | None:
     """Share of the pairs of steps that are seen in the order in which they are told, 0 to 1; 0.5 is chance.
 
-    The chosen matches cannot disagree in time, for they do not cross. So meaning is asked: a pair of steps is in order
-    where its captions fit its actions better as they stand than the other way round; one that fits alike counts half.
+    The chosen matches cannot disagree in time, for they do not cross. So meaning is asked: each caption points at the
+    action that it is most like, and a pair is in order where the earlier clip's points at the earlier action; two that
+    point at the same one count half.
     """
     if len(actions_SW) < 2:
         return None
-    fit = captions_SW @ actions_SW.T
-    straight = np.add.outer(np.diag(fit), np.diag(fit))
-    margin = (straight - (fit + fit.T))[np.triu_indices(len(fit), k=1)]
-    return float(np.where(np.abs(margin) < 1e-6, 0.5, margin > 0).mean())
+    pointed_S = (captions_SW @ actions_SW.T).argmax(axis=1)
+    earlier, later = np.triu_indices(len(pointed_S), k=1)
+    return float((1 + np.sign(pointed_S[later] - pointed_S[earlier])).mean() / 2)
 
 
 def ingredient_continuity(actions: Sequence[str]) -> float | None:

@@ -452,7 +452,7 @@ def _execute(
     out = store.root.parent
     trace = Trace(out / ".runs")
     if engine == "inline":
-        surveys = (resume(source, stages, find=store.known) for source in todo)
+        surveys = map(VideoState, todo)  # with nothing yet: inline.run asks for what is kept, which counts it
         counted = CountedStore(store, stages, surveys, failures=failures, trace=trace)
         try:
             for _ in inline.run(todo, stages, results=counted, places=places):

@@ -23,24 +23,25 @@ _EMPTY = frozenset(
 )
 # What is cooked with, in the singular.
 _FOODS = """
-    allspice almond anchovy apple apricot asparagus aubergine avocado bacon banana barley basil bean beef beetroot berry
-    biscuit blueberry bouillon bread breadcrumb brisket broccoli broth buckwheat butter buttermilk cabbage caper
-    caramel cardamom carrot cashew cauliflower celery cheddar cheese cherry chicken chickpea chili chilli chive
-    chocolate cilantro cinnamon clam clove cocoa coconut cod coffee coriander corn cornstarch couscous crab cracker
-    cranberry cream crumb cucumber cumin curry date dill duck eggplant egg fennel feta fig fish flour garlic gelatin
-    ghee ginger grape gravy ham hazelnut herb honey hummus ice jalapeno jam juice kale ketchup kimchi lamb lard leek
-    lemon lentil lettuce lime lobster macaroni mango maple margarine marinade marshmallow mayo mayonnaise meat melon
-    milk mint mirin miso mozzarella mushroom mussel mustard noodle nutmeg oat oil okra olive onion orange oregano
-    oyster pancetta paneer paprika parmesan parsley parsnip pasta pea peach peanut pear pecan pepper pepperoni pickle
-    pineapple pistachio pork potato prawn prosciutto pumpkin quinoa radish raisin raspberry rice rosemary saffron sage
-    salami salmon salsa salt sausage scallion scallop seaweed sesame shallot shrimp soy spaghetti spice spinach squash
-    squid steak stock strawberry sugar syrup tahini tarragon tea thyme tofu tomato tortilla tuna turkey turmeric
-    turnip vanilla veal vegetable vinegar walnut wasabi water wine yeast yogurt yolk zest zucchini
+    allspice almond anchovy apple apricot asparagus aubergine avocado bacon banana barley basil bean beef beetroot
+    berry biscuit blueberry bouillon bread breadcrumb brisket broccoli broth buckwheat butter buttermilk cabbage
+    caper caramel cardamom carrot cashew cauliflower celery cheddar cheese cherry chicken chickpea chili chilli
+    chive chocolate cilantro cinnamon clam clove cocoa coconut cod coffee coriander corn cornstarch couscous crab
+    cracker cranberry cream crumb cucumber cumin curry date dill duck egg eggplant fennel feta fig fish flour garlic
+    gelatin ghee ginger grape gravy ham hazelnut herb honey hummus ice jalapeno jam juice kale ketchup kimchi lamb
+    lard leek lemon lentil lettuce lime lobster macaroni mango maple margarine marinade marshmallow mayo mayonnaise
+    meat melon milk mint mirin miso mozzarella mushroom mussel mustard noodle nutmeg oat oil okra olive onion orange
+    oregano oyster pancetta paneer paprika parmesan parsley parsnip pasta pea peach peanut pear pecan pepper
+    pepperoni pickle pineapple pistachio pork potato prawn prosciutto pumpkin quinoa radish raisin raspberry rice
+    rosemary saffron sage salami salmon salsa salt sausage scallion scallop seaweed sesame shallot shrimp soy
+    spaghetti spice spinach squash squid steak stock strawberry sugar syrup tahini tarragon tea thyme tofu tomato
+    tortilla tuna turkey turmeric turnip vanilla veal vegetable vinegar walnut wasabi water wine yeast yogurt yolk
+    zest zucchini
 """.split()
-# What foods become on the way, in the singular.
+# What foods become on the way, in the singular; not what is more often done than eaten ("fill", "roll", "top").
 _PRODUCTS = """
-    batter burger cake cookie custard dish dough dressing filling frosting glaze icing layer mash mix mixture omelette
-    pancake paste pastry patty pie pizza puree roll salad sandwich sauce seasoning slice soup stew stuffing topping
+    batter burger cake cookie custard dish dough dressing frosting glaze mixture omelette pancake paste pastry patty
+    pie pizza puree salad sandwich sauce soup stew
 """.split()
 
 
@@ -51,7 +52,8 @@ def stem(word: str) -> str:
     for ending in ("ing", "ed"):
         rest = word.removesuffix(ending)
         if rest != word and len(rest) > 2 and _VOWEL.search(rest):
-            word = rest[:-1] if rest[-1] == rest[-2] and rest[-1] not in "lsz" else rest
+            is_doubled = len(rest) > 3 and rest[-1] == rest[-2] and rest[-1] not in "lsz"
+            word = rest[:-1] if is_doubled else rest
             break
     word = word.removesuffix("e") if len(word) > 3 else word
     return word[:-1] + "i" if word.endswith("y") and len(word) > 2 else word

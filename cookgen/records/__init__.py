@@ -2,7 +2,7 @@
 
 from cookgen.records.action import Action
 from cookgen.records.caption import Caption
-from cookgen.records.check import CLIP_CHECKS, NARRATIVE_CHECKS, SET_CHECKS, Check
+from cookgen.records.check import CLIP_CHECKS, NARRATIVE_CHECKS, SET_CHECKS, Check, is_clip_check
 from cookgen.records.clip import Clip
 from cookgen.records.evidence import Evidence, meaning_of
 from cookgen.records.features import Features
@@ -64,5 +64,6 @@ __all__ = [
     "Word",
     "faults",
     "hashed_split",
+    "is_clip_check",
     "meaning_of",
 ]

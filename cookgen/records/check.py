@@ -19,12 +19,14 @@ CLIP_CHECKS: Mapping[str, str] = {
     "clip_decodes": "share of its frames that decode, 0 to 1",
     "talking_head": "share of four frames with a face of a fifth of the picture's height or more, 0 to 1",
 }
+# Of a clip as well, one of each judge or measure: what the names of these begin with.
+CLIP_CHECK_FAMILIES = ("caption_coverage", "caption_hallucination", "inverse_")
 # Of a narrative:
 NARRATIVE_CHECKS: Mapping[str, str] = {
     "matched_clip_share": "steps over clips, 0 to 1",
     "matched_action_share": "steps over actions, 0 to 1",
     "repeated_steps": "share of the steps whose action says what an earlier step's does, 0 to 1",
-    "step_order": "share of the pairs of steps whose captions put them in the order of their actions, 0 to 1",
+    "step_order": "share of the pairs of steps whose captions are most like actions in this order, 0 to 1",
     "ingredient_continuity": "of the later steps that name food, the share that goes on with an earlier step's, 0 to 1",
 }
 # Of a narrative in a set of several splits, beside those of the other splits; known when the set is written:
@@ -42,3 +44,8 @@ class Check(Record):
     clip_index: NonNegativeInt | None
     check: str
     score: float
+
+
+def is_clip_check(name: str) -> bool:
+    """Whether this is what a number of a clip is called."""
+    return name in CLIP_CHECKS or name.startswith(CLIP_CHECK_FAMILIES)

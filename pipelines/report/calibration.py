@@ -66,7 +66,7 @@ def calibration_page(found: Calibration, *, name: str, annotations: str) -> str:
         plot=draw(found),
         maps=heat_maps(found),
         start_diffs=START_DIFFS_S,
-        rows=[("the paper's", found.paper), ("best F1", found.best), *(("frontier", p) for p in found.frontier)],
+        rows=found.named,
         size=(SIDE, LEFT, TOP, WIDTH, HEIGHT),
     )
 
@@ -133,7 +133,7 @@ def _path(places: Sequence[tuple[float, float]]) -> str:
 def _f1_line(f1: float) -> tuple[str, str, float, float]:
     """Where precision and recall have this harmonic mean: p = f1 r / (2 r - f1), from p = 1 to r = 1."""
     first = f1 / (2 - f1)  # the recall at precision 1, and the precision at recall 1
-    recalls = [first + (1 - first) * number / 40 for number in range(41)]
+    recalls = [first + (1 - first) * (number / 40) ** 2 for number in range(41)]  # dense where it is steep
     places = [_place(recall, f1 * recall / (2 * recall - f1)) for recall in recalls]
     return _path(places), f"F1 {f1:g}", places[-1][0] - 4, places[-1][1] - 5
 

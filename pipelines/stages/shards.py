@@ -58,6 +58,7 @@ from cookgen.records import (
     Shard,
     Split,
     Video,
+    is_clip_check,
 )
 from pipelines.coherence import nearest_elsewhere
 from pipelines.stage import Places, Stage, VideoState
@@ -73,6 +74,9 @@ class Requirement(NamedTuple):
     check: str
     sign: str  # ">=" or "<="
     bound: float
+
+    def __str__(self) -> str:
+        return f"{self.check}{self.sign}{self.bound:g}"
 
     def is_met(self, score: float | None) -> bool:
         """Whether this number is allowed; what was not measured is not."""
@@ -97,10 +101,9 @@ class ShardsConfig:
             raise ValueError(f"min_steps is {self.min_steps}; a narrative has at least 1 step")
         if self.target_shard_bytes < 1:
             raise ValueError(f"target_shard_bytes is {self.target_shard_bytes}; it must be positive")
-        known = [*CLIP_CHECKS, *NARRATIVE_CHECKS]
-        for requirement in self.requirements:
-            if requirement.check not in known:
-                raise UnknownNameError("check in shards.require", requirement.check, known)
+        for check, *_ in self.requirements:
+            if not is_clip_check(check) and check not in NARRATIVE_CHECKS:
+                raise UnknownNameError("check in shards.require", check, [*CLIP_CHECKS, *NARRATIVE_CHECKS])
 
     @property
     def requirements(self) -> tuple[Requirement, ...]:
@@ -258,13 +261,13 @@ def failed(state: VideoState, stages: tuple[Stage, ...], config: ShardsConfig) -
     scores = {(row.clip_index, row.check): row.score for row in _rows(state, Check, stages)}
     rejects: dict[int | None, Reject] = {}
     for requirement in config.requirements:
-        of_clips = requirement.check in CLIP_CHECKS
+        of_clips = is_clip_check(requirement.check)
         for match in told if of_clips else told[:1]:
             clip_index = match.clip_index if of_clips else None
             score = scores.get((clip_index, requirement.check))
             if not requirement.is_met(score):
                 found = "was not measured" if score is None else f"is {score:.4g}"
-                detail = f"{requirement.check} {found}; shards.require: {''.join(map(str, requirement))}"
+                detail = f"{requirement.check} {found}; shards.require: {requirement}"
                 index = {"clip_index": match.clip_index, "action_index": match.action_index} if of_clips else {}
                 rejects.setdefault(clip_index, _reject(state, Reason.CHECK_FAILED, detail, **index))
     return list(rejects.values())
