@@ -191,7 +191,7 @@ def _measure(clips: Sequence[Clip], actions: Sequence[Action], marked: Sequence[
     ious: dict[Pair, float] = {}
     right: dict[Pair, set[int]] = {}  # the steps that the pair is right for
     for i, (start_s, end_s, _) in enumerate(seen):
-        shown = [number for number, (span, _) in enumerate(steps) if _share((start_s, end_s), span) > _MIN_SHOWN]
+        shown = [number for number, (span, _) in enumerate(steps) if _is_shown((start_s, end_s), span)]
         for j, (told_s, told_end_s, _, words) in enumerate(told):
             iou = overlap((start_s, end_s), (told_s, told_end_s))[1]
             if iou > 0:
@@ -209,9 +209,8 @@ def _measure(clips: Sequence[Clip], actions: Sequence[Action], marked: Sequence[
     return _Measured(np.array(counts), len(steps), len(set().union(*right.values())))
 
 
-def _share(clip: Span, step: Span) -> float:
-    """Share of the clip's time that lies in the step."""
-    return max(0.0, min(clip[1], step[1]) - max(clip[0], step[0])) / (clip[1] - clip[0])
+def _is_shown(clip: Span, step: Span) -> bool:
+    return min(clip[1], step[1]) - max(clip[0], step[0]) > _MIN_SHOWN * (clip[1] - clip[0])
 
 
 def _same_thing(words: frozenset[str], others: frozenset[str]) -> bool:
