@@ -64,15 +64,12 @@ class Request:
 
     @staticmethod
     def load(out: Path) -> Request:
-        """The last request run on OUT. Raises InputError where there is none."""
+        """The last request run on OUT, which may have been moved since. Raises InputError where there is none."""
         path = out / ".store" / "request.json"
         try:
             values = {"captions": None, **json.loads(path.read_bytes())}  # OUTs of before have none
-            paths = {
-                name: values[name] and Path(values[name])
-                for name in ("out", "videos", "annotations", "captions", "ids")
-            }
-            return Request(**{**values, **paths, "settings": tuple(values["settings"])})
+            paths = {name: values[name] and Path(values[name]) for name in ("videos", "annotations", "captions", "ids")}
+            return Request(**{**values, **paths, "out": out, "settings": tuple(values["settings"])})
         except (OSError, ValueError, KeyError, TypeError) as error:
             raise InputError(f"{out}: no run has been started there; start one with `make shards OUT={out}`") from error
 

@@ -259,3 +259,13 @@ def test_what_is_not_finished_is_not_matched_again(request_: Request, capsys: py
     assert "1 of 3 videos have yet to pass stages before matches (videos 1, clips 1, speech 1, actions 1" in error
     assert all(path.read_bytes() == content for path, content in before.items() if path.name != "lock")
     assert Request.load(request_.out).settings == ()
+
+
+def test_a_copy_of_a_set_is_worked_on_itself(request_: Request, tmp_path: Path) -> None:
+    run(request_)
+    copy = Path(shutil.copytree(request_.out, tmp_path / "copy"))
+    before = {path: path.read_bytes() for path in request_.out.rglob("*") if path.is_file()}
+    assert Request.load(copy) == replace(request_, out=copy)
+    assert main(["rematch", "--out", str(copy), "--engine", "inline", "--iou", "0.3"]) == 1
+    assert Request.load(copy).settings == ("matches.min_iou=0.3",)
+    assert {path: path.read_bytes() for path in request_.out.rglob("*") if path.is_file()} == before
