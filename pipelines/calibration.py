@@ -224,7 +224,8 @@ def _calibration(videos: Sequence[_Measured], *, num_annotated: int) -> Calibrat
     precision_G, recall_G, f1_G = _scores(totals_GC, np.array(num_steps))
     # Resampled videos, not matches: those of one video stand and fall together.
     weights_RV = np.random.default_rng(0).multinomial(len(videos), [1 / len(videos)] * len(videos), _RESAMPLES)
-    resampled_RG = _scores(np.einsum("rv,vgc->rgc", weights_RV, counts_VGC), (weights_RV @ steps_V)[:, None])[2]
+    resampled_RGC = np.tensordot(weights_RV.astype(np.float64), counts_VGC.astype(np.float64), axes=1)
+    resampled_RG = _scores(resampled_RGC, (weights_RV @ steps_V)[:, None])[2]
     low_G, high_G = np.quantile(resampled_RG, (0.05, 0.95), axis=0)
     paper_R1 = resampled_RG[:, [GRID.index(PAPER)]]
     beats_G = ((resampled_RG > paper_R1) + 0.5 * (resampled_RG == paper_R1)).mean(axis=0)
