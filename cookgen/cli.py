@@ -311,7 +311,7 @@ def inverse(
     """Generate clips again from caption and keyframe, and score them: CLIP-T, Fréchet distance to the source's frames.
 
     Run again, it goes on where it was stopped. Writes TO/inverse.json and TO/scores.parquet; a run with
-    `--set checks.scores=/path/TO/scores.parquet` takes the scores up as checks of the same clips and captions.
+    `--set evidence.scores=/path/TO/scores.parquet` takes the scores up as checks of the same clips and captions.
 
     Args:
         out: the folder that holds the set's dataset.json

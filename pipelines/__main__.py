@@ -1,4 +1,4 @@
-"""The pipeline's command line: `python -m pipelines run|plan|status|report|retry|gc|cut|probe`.
+"""The pipeline's command line: `python -m pipelines run|plan|status|report|retry|rematch|calibrate|gc|cut|probe`.
 
 Exit codes: 0 done; 1 finished, but with nothing usable; 2 usage or input error, said in one line; 130 interrupted.
 """
@@ -19,10 +19,13 @@ from tyro.conf import UseAppendAction, arg
 from cookgen.commands import run_command
 from cookgen.config import to_values
 from cookgen.errors import UnknownNameError, UsageError
+from cookgen.files import explained, write_atomic
 from cookgen.records import Reason
-from pipelines import flow
+from pipelines import calibration, flow
 from pipelines.cut import cut, probe
+from pipelines.report.calibration import calibration_page
 from pipelines.request import Request, request_of
+from pipelines.sources import youcook2
 from pipelines.sources.ledger import Outcome
 
 
@@ -111,6 +114,57 @@ def retry(
     if not request.config().fetch.places and set(reason) & set(links):
         raise UsageError(f"retry: the last run on {out} fetched no videos; see fetch.… in --show-config")
     return _say_outcome(out, flow.run(request, engine=engine, address=ray, retry=reason))
+
+
+def rematch(
+    *,
+    iou: float | None = None,
+    sure_iou: float | None = None,
+    start_diff: float | None = None,
+    out: Path = Path("shards"),
+    ray: str | None = None,
+    engine: str = "ray",
+) -> int:
+    """Matches the clips and actions of the last `run` on OUT again with other thresholds, and writes the set anew.
+
+    No model is loaded or asked, and no video is opened: clips, actions, captions and what the checks weigh are kept.
+    The thresholds become settings of OUT, which `plan`, `status` and `report` know; give them to a later `run`, too.
+
+    Args:
+        iou: matches.min_iou: an IoU above this is enough where starts are near and the clip ends after the action.
+        sure_iou: matches.sure_iou: an IoU above this is enough by itself.
+        start_diff: matches.max_start_diff_s: starts less than this many seconds apart are near.
+        out: The folder of the shard set.
+        ray: Address of a Ray cluster; this machine alone without it.
+        engine: ray, or inline for a plain loop without Ray.
+    """
+    thresholds = {"min_iou": iou, "sure_iou": sure_iou, "max_start_diff_s": start_diff}
+    settings = [f"matches.{name}={value}" for name, value in thresholds.items() if value is not None]
+    if not settings:
+        raise UsageError("rematch needs at least one of --iou, --sure-iou and --start-diff; `calibrate` compares them")
+    request = Request.load(out.absolute()).with_settings(*settings)
+    return _say_outcome(out, flow.run(request, engine=engine, address=ray, from_matches=True))
+
+
+def calibrate(
+    *, annotations: Path, out: Path = Path("shards"), as_json: Annotated[bool, arg(name="json")] = False
+) -> int:
+    """Says how right the matches of a set are beside steps that people marked, for a grid of thresholds.
+
+    For a set whose clips were cut at shots and whose actions were spoken. Writes a page with the same, too:
+    OUT/.runs/calibration.html. What counts as right stands there, and in pipelines/calibration.py.
+
+    Args:
+        annotations: Steps of the same videos in YouCook2's form; a video is found by its id, the name of its file.
+        out: The folder of the shard set; its tables are enough.
+        as_json: Print every setting of the grid as JSON.
+    """
+    found = calibration.calibrate(out, youcook2.segments(annotations))
+    page = out / ".runs" / "calibration.html"
+    with explained(page.parent):
+        write_atomic(page, calibration_page(found, name=out.absolute().name, annotations=annotations.name))
+    _say(json.dumps(found.to_values()) if as_json else f"{calibration.table(found)}\npage: {page}")
+    return 0
 
 
 def gc(*, out: Path = Path("shards"), dry_run: bool = False) -> int:
@@ -220,6 +274,8 @@ def main(args: Sequence[str] | None = None) -> int:
             "status": status,
             "report": report,
             "retry": retry,
+            "rematch": rematch,
+            "calibrate": calibrate,
             "gc": gc,
             "cut": cut,
             "probe": probe,

@@ -1,4 +1,4 @@
-"""The whole flow: sources -> videos -> clips -> speech -> actions -> captions -> matches -> checks -> shards."""
+"""The whole flow: sources -> videos, clips, speech, actions, captions, evidence, matches, checks -> shards."""
 
 from __future__ import annotations
 
@@ -20,9 +20,9 @@ import pyarrow.parquet as pq
 import cookgen
 from cookgen.config import config_digest, to_values
 from cookgen.dataset.tables import check_schema, read_table, table_path
-from cookgen.errors import FormatError, ModelServerError, UnknownNameError, UsageError
+from cookgen.errors import FormatError, InputError, ModelServerError, UnknownNameError, UsageError
 from cookgen.files import canonical_json, digest, explained, file_sha256, write_atomic
-from cookgen.records import TABLES, Action, Lineage, Manifest, Narrative, Reason, Reject, SourceVideo, Video
+from cookgen.records import TABLES, Action, Lineage, Manifest, Match, Narrative, Reason, Reject, SourceVideo, Video
 from cookgen.runlog import Progress, Tally
 from pipelines import inline
 from pipelines.bucket import Bucket
@@ -36,7 +36,7 @@ from pipelines.sources.coverage import write_coverage
 from pipelines.sources.fetch import fetch_videos, fetched_folder, links_path
 from pipelines.sources.places import FetchPlace, Missing, open_places
 from pipelines.stage import Places, Stage, VideoState, failure, key_of, lineage_of, pending, resume
-from pipelines.stages import actions, captions, checks, clips, matches, shards, speech, videos
+from pipelines.stages import actions, captions, checks, clips, evidence, matches, shards, speech, videos
 from pipelines.store import Store, claim, is_locked, locked, media_folder, require_space
 
 STAGES: tuple[Stage, ...] = (
@@ -45,6 +45,7 @@ STAGES: tuple[Stage, ...] = (
     speech.STAGE,
     actions.STAGE,
     captions.STAGE,
+    evidence.STAGE,
     matches.STAGE,
     checks.STAGE,
 )  # then shards.write_shards, which sees all videos at once
@@ -183,13 +184,15 @@ def run(
     address: str | None = None,
     retry: Collection[str] = (),
     verify_inputs: bool = False,
+    from_matches: bool = False,
 ) -> Outcome:
     """Runs everything that is not yet done and writes the shard set. What was done before is kept, always.
 
     retry: outcomes of the link ledger whose videos are asked for again, and reasons of stages whose results are made
     again, although they are final. verify_inputs: read every video whole, to see whether it is what it was; without,
-    its size and time are trusted. Raises CookgenError for what the user can mend; the store keeps all that was done
-    until then.
+    its size and time are trusted. from_matches: only what needs no model, no network and no video: refused with an
+    InputError, and nothing changed, where a video has yet to pass a stage before `matches`. Raises CookgenError for
+    what the user can mend; the store keeps all that was done until then.
     """
     if engine not in ENGINES:
         raise UnknownNameError("engine", engine, ENGINES)
@@ -204,15 +207,18 @@ def run(
     claim(request.out, request.source)
     with ExitStack() as stack:
         stack.enter_context(locked(request.out))
+        if from_matches:
+            items = list_items(request, config)
+            _require_all_before_matches(request, items, stages)
         request.save()
         progress = stack.enter_context(Progress(request.out / ".runs", f"cookgen {request.source} -> {request.out}"))
         scratch = request.out / ".store" / "scratch"
         shutil.rmtree(scratch, ignore_errors=True)  # what a killed run left there
-        if request.source == demo.NAME:
+        if request.source == demo.NAME and not from_matches:
             with explained(request.videos_folder()):
                 demo.make_videos(request.videos_folder(), config.demo)
             items = list_items(request, config)
-        elif request.source in ID_LISTS:
+        elif request.source in ID_LISTS and not from_matches:
             if request.captions is not None and request.annotations is not None:
                 progress.say(f"captions of the sample: {request.captions}")
                 entries = howto100m.sample(request.annotations, config.howto100m)
@@ -244,7 +250,7 @@ def run(
             for stage in stages:
                 store.note_config(stage.config)
             with ExitStack() as serving:
-                if config.actions.endpoint is not None:
+                if config.actions.endpoint is not None and not from_matches:
                     _reach(config.actions.endpoint)
                 elif any(_needs_llm(source, stages, store) for source in todo):
                     model, logs = config.actions.model, request.out / ".runs"
@@ -265,6 +271,20 @@ def run(
         if not _pending(sources, stages, store):
             write_atomic(complete, canonical_json({"stamp": stamp, "actions": outcome.actions}))
         return outcome
+
+
+def _require_all_before_matches(request: Request, items: Sequence[Item], stages: tuple[Stage, ...]) -> None:
+    sources = [item for item in items if isinstance(item, SourceVideo)]
+    sources, _ = videos.without_duplicates(sources, _places(request))
+    before, store = stages[: stages.index(next(stage for stage in stages if stage.writes is Match))], _store(request)
+    waiting = [set(pending(resume(source, before, find=store.known), before)) for source in sources]
+    if num_waiting := sum(map(bool, waiting)):
+        counts = Counter(name for names in waiting for name in names)
+        todo = ", ".join(f"{stage.name} {counts[stage.name]}" for stage in before if counts[stage.name])
+        raise InputError(
+            f"{request.out}: {num_waiting} of {len(sources)} videos have yet to pass stages before matches ({todo}), "
+            "and rematch asks no model; finish the `run` first, with the same command"
+        )
 
 
 class _Finished(Sequence[VideoState]):
@@ -441,7 +461,7 @@ def _execute(
     out = store.root.parent
     trace = Trace(out / ".runs")
     if engine == "inline":
-        surveys = (resume(source, stages, find=store.known) for source in todo)
+        surveys = map(VideoState, todo)  # with nothing yet: inline.run asks for what is kept, which counts it
         counted = CountedStore(store, stages, surveys, failures=failures, trace=trace)
         try:
             for _ in inline.run(todo, stages, results=counted, places=places):

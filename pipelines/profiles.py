@@ -15,6 +15,7 @@ from pipelines.stages.actions import ActionsConfig
 from pipelines.stages.captions import CaptionsConfig
 from pipelines.stages.checks import ChecksConfig
 from pipelines.stages.clips import ClipsConfig
+from pipelines.stages.evidence import EvidenceConfig
 from pipelines.stages.matches import MatchesConfig
 from pipelines.stages.shards import ShardsConfig
 from pipelines.stages.speech import SpeechConfig
@@ -34,6 +35,7 @@ class Config:
     speech: SpeechConfig = SpeechConfig()
     actions: ActionsConfig = ActionsConfig()
     captions: CaptionsConfig = CaptionsConfig()
+    evidence: EvidenceConfig = EvidenceConfig()
     matches: MatchesConfig = MatchesConfig()
     checks: ChecksConfig = ChecksConfig()
     shards: ShardsConfig = ShardsConfig()

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
 from cookgen.config import apply_settings
@@ -44,6 +44,12 @@ class Request:
             raise UsageError(f"--set source={config.source}: the source is named by --source, not by --set")
         return config
 
+    def with_settings(self, *settings: str) -> Request:
+        """The request with these settings in the place of what it said under their names."""
+        names = {setting.partition("=")[0] for setting in settings}
+        kept = (setting for setting in self.settings if setting.partition("=")[0] not in names)
+        return replace(self, settings=(*kept, *settings))
+
     def videos_folder(self) -> Path:
         """The folder that videos' paths are relative to."""
         return self.videos or self.fetched_folder() or self.out / ".store" / "demo"
@@ -58,15 +64,12 @@ class Request:
 
     @staticmethod
     def load(out: Path) -> Request:
-        """The last request run on OUT. Raises InputError where there is none."""
+        """The last request run on OUT, which may have been moved since. Raises InputError where there is none."""
         path = out / ".store" / "request.json"
         try:
             values = {"captions": None, **json.loads(path.read_bytes())}  # OUTs of before have none
-            paths = {
-                name: values[name] and Path(values[name])
-                for name in ("out", "videos", "annotations", "captions", "ids")
-            }
-            return Request(**{**values, **paths, "settings": tuple(values["settings"])})
+            paths = {name: values[name] and Path(values[name]) for name in ("videos", "annotations", "captions", "ids")}
+            return Request(**{**values, **paths, "out": out, "settings": tuple(values["settings"])})
         except (OSError, ValueError, KeyError, TypeError) as error:
             raise InputError(f"{out}: no run has been started there; start one with `make shards OUT={out}`") from error
 

@@ -103,7 +103,7 @@ class Judge:
         try:
             answer = self.chat.complete([message], json_schema=SCHEMA, max_tokens=self.max_tokens)
         except ModelServerError as error:
-            raise ModelServerError(f"checks.judges, {self.chat.model}: {error}") from error
+            raise ModelServerError(f"evidence.judges, {self.chat.model}: {error}") from error
         return {criterion: int(answer[criterion]) for criterion in CRITERIA}
 
 

@@ -2,8 +2,9 @@
 
 from cookgen.records.action import Action
 from cookgen.records.caption import Caption
-from cookgen.records.check import Check, Score
+from cookgen.records.check import CLIP_CHECKS, NARRATIVE_CHECKS, SET_CHECKS, Check, Score, is_clip_check
 from cookgen.records.clip import Clip
+from cookgen.records.evidence import Evidence, meaning_of
 from cookgen.records.features import Features
 from cookgen.records.manifest import ConfigStamp, Manifest, Shard, Split
 from cookgen.records.match import Match
@@ -27,7 +28,10 @@ from cookgen.records.video import Crop, Segment, SourceVideo, Video, hashed_spli
 TABLES: tuple[type[Record], ...] = (Video, Clip, Word, Action, Caption, Match, Check, Reject, Narrative)
 
 __all__ = [
+    "CLIP_CHECKS",
     "FORMAT",
+    "NARRATIVE_CHECKS",
+    "SET_CHECKS",
     "SUFFIXES",
     "TABLES",
     "Action",
@@ -36,6 +40,7 @@ __all__ = [
     "Clip",
     "ConfigStamp",
     "Crop",
+    "Evidence",
     "Features",
     "Lineage",
     "Manifest",
@@ -60,4 +65,6 @@ __all__ = [
     "Word",
     "faults",
     "hashed_split",
+    "is_clip_check",
+    "meaning_of",
 ]

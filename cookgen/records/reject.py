@@ -43,9 +43,10 @@ class Reason(StrEnum):
     UNUSABLE_ANSWER = "unusable_answer"  # the language model's answer broke the schema
     NOT_AN_ACTION = "not_an_action"  # talk that the language model says is no action
     UNGROUNDED_ACTION = "ungrounded_action"  # says what its cited words do not, or cites none
-    # captions and matches
+    # captions, matches and checks
     EMPTY_CAPTION = "empty_caption"
     UNMATCHED = "unmatched"  # a clip without an action, or an action without a clip
+    CHECK_FAILED = "check_failed"  # a number of the checks that shards.require does not allow
     TOO_FEW_STEPS = "too_few_steps"
     # the pipeline itself
     INTERNAL_ERROR = "internal_error"  # a stage failed, which says nothing of the video: tried again by the next runs

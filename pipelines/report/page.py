@@ -93,11 +93,11 @@ def report_page(
             break
         details.append(detail)
     found = [*briefs, *(_Refused(row) for row in sorted(source_rejects, key=lambda row: (row.path, row.reason)))]
-    html = environment.get_template("page.html").render(
+    return render(
+        "page.html",
+        style=style,
+        script=script,
         run=run,
-        style=Markup(style),
-        script=Markup(script),
-        policy=_policy(style, script),
         num_found=len(found),
         narratives=narratives,
         num_steps=sum(row.num_steps for row in narratives),
@@ -111,6 +111,15 @@ def report_page(
         details=details,
         listed=found[:_MAX_LISTED],
         num_unlisted=len(found[_MAX_LISTED:]),
+    )
+
+
+def render(template: str, *, style: str, script: str = "", **values: Any) -> str:
+    """A whole page from a template, with this style and script in it, as HTML that can be written as UTF-8."""
+    html = (
+        _environment()
+        .get_template(template)
+        .render(style=Markup(style), script=Markup(script), policy=_policy(style, script), **values)
     )
     return html.encode(errors="replace").decode()  # a lone surrogate in a file's name has no UTF-8
 

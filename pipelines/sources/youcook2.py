@@ -61,6 +61,14 @@ def list_videos(folders: Sequence[Path], annotations: Path) -> Iterator[SourceVi
         )
 
 
+def segments(annotations: Path) -> dict[str, tuple[Segment, ...]]:
+    """Video id -> its marked steps, as they stand in the file. Raises InputError as list_videos does."""
+    return {
+        video_id: tuple(Segment(start_s=start, end_s=end, text=text) for start, end, text in entry.segments)
+        for video_id, entry in _read(annotations).items()
+    }
+
+
 class _Video(NamedTuple):
     """What is kept of an entry: of very many, a tenth of what their models would take."""
 

@@ -19,9 +19,10 @@ from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
-from typing import IO, Any
+from typing import IO, Any, NamedTuple
 
 import numpy as np
+from numpy.typing import NDArray
 
 from cookgen import __version__
 from cookgen.config import config_digest, to_values
@@ -29,16 +30,20 @@ from cookgen.dataset.card import card_text
 from cookgen.dataset.statistics import Statistics
 from cookgen.dataset.tables import table_path, table_writer, write_table
 from cookgen.dataset.tar import tar_member
-from cookgen.errors import InputError
+from cookgen.errors import InputError, UnknownNameError
 from cookgen.files import atomic_path, canonical_json, write_atomic
 from cookgen.records import (
+    CLIP_CHECKS,
     FORMAT,
+    NARRATIVE_CHECKS,
+    SET_CHECKS,
     TABLES,
     Action,
     Caption,
     Check,
     Clip,
     ConfigStamp,
+    Evidence,
     Manifest,
     Match,
     Narrative,
@@ -54,26 +59,64 @@ from cookgen.records import (
     Shard,
     Split,
     Video,
+    is_clip_check,
 )
+from pipelines.coherence import nearest_elsewhere
 from pipelines.stage import Places, Stage, VideoState
 
 NAME = "shards"
-VERSION = 2  # 2: the card names a licence of the Hub
+VERSION = 3  # 2: the card names a licence of the Hub; 3: shards.require, recipe_elsewhere
 SPLITS = ("train", "val")  # always listed, also when empty
+
+
+class Requirement(NamedTuple):
+    """A bound on a check; both bounds are allowed themselves."""
+
+    check: str
+    sign: str  # ">=" or "<="
+    bound: float
+
+    def __str__(self) -> str:
+        return f"{self.check}{self.sign}{self.bound:g}"
+
+    def is_met(self, score: float | None) -> bool:
+        """Whether this number is allowed; what was not measured is not."""
+        return score is not None and (score >= self.bound if self.sign == ">=" else score <= self.bound)
 
 
 @dataclass(frozen=True)
 class ShardsConfig:
-    """min_steps: fewer matched clips than this make no narrative (the paper's preset is 4)."""
+    """What becomes a narrative.
+
+    min_steps: fewer matched clips than this make none (the paper's preset is 4). require: bounds on the checks, for
+    example "caption_action_similarity>=0.2": a clip, or for a narrative's own check the video, that breaks one or was
+    not measured is rejected (`check_failed`).
+    """
 
     min_steps: int = 2
     target_shard_bytes: int = 256 * 2**20
+    require: tuple[str, ...] = ()
 
     def __post_init__(self) -> None:
         if self.min_steps < 1:
             raise ValueError(f"min_steps is {self.min_steps}; a narrative has at least 1 step")
         if self.target_shard_bytes < 1:
             raise ValueError(f"target_shard_bytes is {self.target_shard_bytes}; it must be positive")
+        for check, *_ in self.requirements:
+            if not is_clip_check(check) and check not in NARRATIVE_CHECKS:
+                raise UnknownNameError("check in shards.require", check, [*CLIP_CHECKS, *NARRATIVE_CHECKS])
+
+    @property
+    def requirements(self) -> tuple[Requirement, ...]:
+        """`require`, read."""
+        return tuple(map(_requirement, self.require))
+
+
+def _requirement(text: str) -> Requirement:
+    found = re.fullmatch(r"\s*(\w+)\s*(>=|<=)\s*([-+]?\d*\.?\d+)\s*", text, re.ASCII)
+    if found is None:
+        raise ValueError(f"require holds {text!r}; write a check, >= or <=, and a number: talking_head<=0.5")
+    return Requirement(found[1], found[2], float(found[3]))
 
 
 @dataclass(frozen=True)
@@ -93,6 +136,7 @@ class _Planned:
     num_steps: int
     num_bytes: int
     position: int  # in the sequence of states
+    meaning: NDArray[np.float32] | None  # of its steps' actions, where there is evidence of them
 
 
 def write_shards(
@@ -161,7 +205,7 @@ def write_shards(
 def steps_of(state: VideoState, stages: tuple[Stage, ...], config: ShardsConfig) -> tuple[Step, ...] | Reject:
     """The steps of a video that reached the end: its chosen matches in clip order; or the reject too_few_steps.
 
-    A chosen clip without a caption is left out: the captions stage has said why.
+    A chosen clip without a caption is left out: the captions stage has said why. So is one that `failed` names.
     """
     video: Video = state.rows(Video, stages)
     clips: dict[int, Clip] = {row.clip_index: row for row in state.rows(Clip, stages)}
@@ -171,10 +215,12 @@ def steps_of(state: VideoState, stages: tuple[Stage, ...], config: ShardsConfig)
     for check in _rows(state, Check, stages):
         if check.clip_index is not None:
             checks[check.clip_index][check.check] = check.score
-    matches: list[Match] = [row for row in state.rows(Match, stages) if row.chosen and row.clip_index in captions]
+    gone = {reject.clip_index for reject in failed(state, stages, config)}
+    matches = [row for row in _told(state, stages) if row.clip_index not in gone]
     matches.sort(key=lambda row: (clips[row.clip_index].start_s, clips[row.clip_index].end_s, row.clip_index))
     if len(matches) < config.min_steps:
-        detail = f"{len(matches)} matched clips with a caption; a narrative has at least {config.min_steps}"
+        among = ", of those that shards.require allows" if gone else ""
+        detail = f"{len(matches)} matched clips with a caption{among}; a narrative has at least {config.min_steps}"
         return _reject(state, Reason.TOO_FEW_STEPS, detail)
     lineage = {name: result.lineage for name, result in state.whole.items()}
     steps = []
@@ -206,6 +252,32 @@ def steps_of(state: VideoState, stages: tuple[Stage, ...], config: ShardsConfig)
         )
         steps.append(Step(sample, clip))
     return tuple(steps)
+
+
+def failed(state: VideoState, stages: tuple[Stage, ...], config: ShardsConfig) -> list[Reject]:
+    """A reject for each matched clip with a caption, and for a video with any, whose checks shards.require refuses."""
+    told = _told(state, stages)
+    if not told:
+        return []
+    scores = {(row.clip_index, row.check): row.score for row in _rows(state, Check, stages)}
+    rejects: dict[int | None, Reject] = {}
+    for requirement in config.requirements:
+        of_clips = is_clip_check(requirement.check)
+        for match in told if of_clips else told[:1]:
+            clip_index = match.clip_index if of_clips else None
+            score = scores.get((clip_index, requirement.check))
+            if not requirement.is_met(score):
+                found = "was not measured" if score is None else f"is {score:.4g}"
+                detail = f"{requirement.check} {found}; shards.require: {requirement}"
+                index = {"clip_index": match.clip_index, "action_index": match.action_index} if of_clips else {}
+                rejects.setdefault(clip_index, _reject(state, Reason.CHECK_FAILED, detail, **index))
+    return list(rejects.values())
+
+
+def _told(state: VideoState, stages: tuple[Stage, ...]) -> list[Match]:
+    """The chosen matches whose clip has a caption."""
+    captioned = {row.clip_index for row in _rows(state, Caption, stages)}
+    return [row for row in _rows(state, Match, stages) if row.chosen and row.clip_index in captioned]
 
 
 def unmatched(state: VideoState, stages: tuple[Stage, ...]) -> Iterator[Reject]:
@@ -269,20 +341,24 @@ def _write_row_tables(
                 for result in state.whole.values():
                     rejects += result.rejects
                     for row in result.rows:
-                        append[type(row)](row)
+                        if type(row) in append:  # evidence is no table
+                            append[type(row)](row)
                 splits |= {video.split for video in _rows(state, Video, stages)}
                 rejects += unmatched(state, stages)
+                rejects += failed(state, stages, config)
                 if not any(reject.is_video_level for reject in rejects):
                     steps = steps_of(state, stages, config)
                     if isinstance(steps, Reject):
                         rejects.append(steps)
                     else:
-                        planned.append(_plan(steps, positions[narrative]))
+                        planned.append(_plan(steps, positions[narrative], _meaning(state, steps, stages)))
                 num_ends = sum(reject.is_video_level for reject in rejects)
                 num_ends += bool(planned and planned[-1].narrative == narrative)
                 assert num_ends == 1, f"{narrative}: {num_ends} outcomes; a video is a narrative or one reject"
             for reject in sorted(rejects, key=_reject_order):
                 append[Reject](reject)
+        for check in _set_checks(planned):
+            append[Check](check)
     for split in splits:
         if not re.fullmatch(r"[A-Za-z0-9_]+", split):
             raise InputError(f"split {split!r}: a split names a folder; use letters, digits and underscores")
@@ -295,12 +371,33 @@ def _reject_order(reject: Reject) -> tuple[Any, ...]:
     return (reject.path, clip, action, reject.stage, reject.reason, reject.detail)
 
 
-def _plan(steps: tuple[Step, ...], position: int) -> _Planned:
+def _meaning(state: VideoState, steps: tuple[Step, ...], stages: tuple[Stage, ...]) -> NDArray[np.float32] | None:
+    """float32 [width], of length 1: the mean of what the steps' actions mean."""
+    clips = {step.clip.clip_index for step in steps}
+    told = {match.action_index for match in _told(state, stages) if match.clip_index in clips}
+    vectors = [row.vector for row in _rows(state, Evidence, stages) if row.action_index in told]
+    if not vectors:
+        return None
+    mean: NDArray[np.float32] = np.sum(vectors, axis=0)
+    return mean / np.float32(max(float(np.linalg.norm(mean)), 1e-6))
+
+
+def _set_checks(planned: Sequence[_Planned]) -> Iterator[Check]:
+    """What is known of a narrative only beside all others."""
+    known = [(item, item.meaning) for item in planned if item.meaning is not None]
+    if known:
+        vectors = np.stack([meaning for _, meaning in known])
+        (name,) = SET_CHECKS
+        for (item, _), score in zip(known, nearest_elsewhere(vectors, [i.split for i, _ in known]), strict=False):
+            yield Check(narrative=item.narrative, clip_index=None, check=name, score=score)
+
+
+def _plan(steps: tuple[Step, ...], position: int, meaning: NDArray[np.float32] | None) -> _Planned:
     first = steps[0].sample
     num_bytes = sum(
         _member_bytes(name, size) for step in steps for name, size in zip(_names(step), _sizes(step), strict=True)
     )
-    return _Planned(first.narrative, first.split, len(steps), num_bytes, position)
+    return _Planned(first.narrative, first.split, len(steps), num_bytes, position, meaning)
 
 
 def _pack(items: list[_Planned], config: ShardsConfig) -> list[list[_Planned]]:

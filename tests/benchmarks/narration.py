@@ -34,7 +34,7 @@ from pipelines import inline
 from pipelines.serve import ServerConfig, serve_llm
 from pipelines.sources import demo, folder
 from pipelines.stage import Places, VideoState
-from pipelines.stages import actions, checks, speech, videos
+from pipelines.stages import actions, evidence, speech, videos
 from pipelines.store import Store
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -175,7 +175,7 @@ def main(
     config = actions.ActionsConfig(
         model=model, endpoint=endpoint, window_words=window_words, requests_in_flight=requests_in_flight
     )
-    embedder = load_text_embedder(checks.ChecksConfig().model)
+    embedder = load_text_embedder(evidence.EvidenceConfig().model)
     with ExitStack() as stack:
         scratch = Path(stack.enter_context(tempfile.TemporaryDirectory()))
         where = kitchens_folder or scratch / "kitchens"

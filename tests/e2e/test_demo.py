@@ -22,7 +22,9 @@ import pytest
 from cookgen import load_split
 from cookgen.cli import main as cookgen_command
 from cookgen.dataset.validate import validate
+from cookgen.records import Segment
 from pipelines import flow
+from pipelines.calibration import PAPER, Thresholds, calibrate
 from pipelines.request import request_of
 from pipelines.stage import _identity
 from pipelines.stages import actions
@@ -176,6 +178,53 @@ def test_a_changed_threshold_runs_what_hangs_on_it_and_nothing_else(pipelines: R
     assert sum(to_do[stage] for stage in ("videos", "clips", "speech", "actions", "captions")) == 0
 
 
+REMATCH = """
+import sys
+from pipelines.__main__ import main
+code = main(["rematch", "--engine", "inline", "--out", *sys.argv[1:]])
+print(sorted({"torch", "transformers", "faster_whisper", "xllamacpp", "onnxruntime", "dlib"} & sys.modules.keys()))
+sys.exit(code)
+"""
+
+
+def test_other_thresholds_need_no_model(demo: Path, set_digests: Digests, tmp_path: Path) -> None:
+    out = Path(shutil.copytree(demo, tmp_path / "shards"))
+    truths = {path.name.split(".")[0]: json.loads(path.read_text()) for path in out.glob(".store/demo/*.gt.json")}
+    steps = {name: marked_steps(truth) for name, truth in truths.items()}
+    before = calibrate(out, steps)
+    assert before.paper.precision > 0.8 and before.num_videos == 3
+
+    def rematch(thresholds: Thresholds) -> set[str]:
+        """Runs it in a process that has seen no model; returns the stages that were computed."""
+        traces = set((out / ".runs").glob("trace-*.json"))
+        command = [sys.executable, "-c", REMATCH, str(out), *thresholds.command.split()]
+        done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=True, timeout=300)
+        assert done.stdout.splitlines()[-1] == "[]"
+        new = set((out / ".runs").glob("trace-*.json")) - traces
+        return {event["name"] for path in new for event in json.loads(path.read_text().rstrip().rstrip(",") + "]")}
+
+    strict = Thresholds(max_start_diff_s=1.0, min_iou=0.5, sure_iou=0.7)
+    assert rematch(strict) == {"matches", "checks"}
+    assert validate(out) == []
+    chosen = sum(row["chosen"] for row in table(out, "matches"))
+    [point] = [point for point in before.points if point.thresholds == strict]
+    assert chosen == point.num_matches < before.paper.num_matches
+    assert calibrate(out, steps).points == before.points  # it hangs on clips and actions alone
+    assert rematch(PAPER) == set()  # kept from before
+    assert set_digests(out) == set_digests(demo)
+
+
+def marked_steps(truth: dict[str, Any]) -> list[Segment]:
+    """What a person would mark: each action for as long as its shot is seen."""
+    shots = [tuple(shot) for shot in truth["shots"]]
+    return [
+        Segment(start_s=start_s, end_s=end_s, text=action["text"])
+        for action in truth["actions"]
+        for start_s, end_s in shots
+        if start_s <= action["start_s"] < end_s
+    ]
+
+
 @pytest.fixture
 def other_prompt(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     """Another prompt than the set was made with, in this process, which may have read the real one."""
@@ -206,7 +255,7 @@ def test_a_changed_prompt_runs_the_actions_and_what_they_change(demo: Path, tmp_
     planned = flow.plan(request)
     assert {name: count for name, count in planned.to_do.items() if count} == {
         "actions": len(heard),
-        **dict.fromkeys(("matches", "checks"), len(heard)),
+        **dict.fromkeys(("evidence", "matches", "checks"), len(heard)),
     }
     [(why, _)] = planned.why["actions"].items()
     assert why.startswith("stale, prompt-") and " -> prompt-" in why
@@ -221,7 +270,7 @@ def test_a_changed_prompt_runs_the_actions_and_what_they_change(demo: Path, tmp_
     changed = {name for name in heard if after[name] != before[name] and after[name]}
     assert [pair for pair in computed if pair[0] == "actions"] == [("actions", name) for name in sorted(heard)]
     assert {pair for pair in computed if pair[0] != "actions"} <= {
-        (stage, name) for stage in ("matches", "checks") for name in heard
+        (stage, name) for stage in ("evidence", "matches", "checks") for name in heard
     }
     assert {name for stage, name in computed if stage == "matches"} >= changed
     assert validate(out) == []

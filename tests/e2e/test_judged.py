@@ -51,7 +51,7 @@ def test_judges_and_scores_in_a_set(
     tiny.image_text(checkpoint)
     with chat_server(judge(0)) as one, chat_server(judge(1)) as other:
         run = ["run", "--source", "demo", "--engine", "inline", "--out", out, "--set", "demo.num_videos=2"]
-        run += ["checks.judges.models=One-7B,Other-7B", f"checks.judges.endpoints={one.url},{other.url}"]
+        run += ["evidence.judges.models=One-7B,Other-7B", f"evidence.judges.endpoints={one.url},{other.url}"]
         pipelines(*run)
         first = checks_of(out)
         num_steps = len(first["caption_repeated"])
@@ -67,7 +67,7 @@ def test_judges_and_scores_in_a_set(
         assert main(["eval", "inverse", str(out), "--split", "train", *options]) == 0
         scores = list(read_table(tmp_path / "to" / "scores.parquet", Score))
         assert scores
-        pipelines(*run, f"checks.scores={tmp_path / 'to' / 'scores.parquet'}")
+        pipelines(*run, f"evidence.scores={tmp_path / 'to' / 'scores.parquet'}")
     second = checks_of(out)
     assert sorted(row.score for row in second["inverse_clip_t"]) == pytest.approx(
         sorted(score.score for score in scores if score.check == "inverse_clip_t"), abs=1e-6

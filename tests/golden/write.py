@@ -18,9 +18,11 @@ _BODY = ("pipelines/stages/", "cookgen/perception/", "cookgen/dataset/")  # what
 _BODY_FILES = (
     "cookgen/files.py",
     "cookgen/matching.py",
+    "pipelines/coherence.py",
     "pipelines/cutting.py",
     "pipelines/ffmpeg.py",
     "pipelines/probe.py",
+    "pipelines/recipe_words.py",
     "pipelines/subtitles.py",
 )
 

@@ -17,6 +17,7 @@ from cookgen.errors import InputError, ModelServerError, OutputError, OutputInUs
 from cookgen.files import file_sha256, narrative_name
 from cookgen.records import Reject, SourceVideo, Video
 from pipelines import flow
+from pipelines.__main__ import main
 from pipelines.ffmpeg import ffmpeg_exe
 from pipelines.request import Request, request_of
 from pipelines.store import locked
@@ -223,3 +224,48 @@ def test_damaged_memory_is_no_traceback(request_: Request) -> None:
 def test_an_endpoint_where_nobody_listens_is_said_at_once(request_: Request) -> None:
     with pytest.raises(ModelServerError, match="nobody listens there"):
         flow.run(replace(request_, settings=("actions.endpoint=http://127.0.0.1:9/v1",)), engine="inline")
+
+
+def test_thresholds_become_settings_and_nothing_else_is_done(
+    request_: Request, capsys: pytest.CaptureFixture[str]
+) -> None:
+    rematch = ["rematch", "--out", str(request_.out), "--engine", "inline", "--iou"]
+    assert main([*rematch, "0.3"]) == 2
+    assert "no run has been started there" in capsys.readouterr().err
+    endpoint = "actions.endpoint=http://127.0.0.1:9/v1"  # nobody listens: who asks it fails
+    run(replace(request_, settings=("matches.min_iou=0.2", "clips.max_s=20")))
+    assert main([*rematch, "0.3", "--start-diff", "4"]) == 1  # there is no narrative
+    settings = ("clips.max_s=20", "matches.min_iou=0.3", "matches.max_start_diff_s=4.0")
+    assert Request.load(request_.out).settings == settings
+    assert flow.plan(Request.load(request_.out)).to_do["matches"] == 0
+    assert main([*rematch, "0.3"]) == 1
+    assert "nothing to do" in said(request_)[-1]
+    replace(request_, settings=(*settings, endpoint)).save()
+    assert main([*rematch, "0.4"]) == 1
+    assert "0 to do, 2 done before" in said(request_)[-1]
+    capsys.readouterr()
+    for wrong, why in ((["--iou", "1.5"], "it must lie in"), ([], "needs at least one of --iou, --sure-iou")):
+        assert main(["rematch", "--out", str(request_.out), *wrong]) == 2
+        assert why in capsys.readouterr().err
+    assert Request.load(request_.out).settings[-1] == "matches.min_iou=0.4"
+
+
+def test_what_is_not_finished_is_not_matched_again(request_: Request, capsys: pytest.CaptureFixture[str]) -> None:
+    run(request_)
+    (request_.videos_folder() / "c.mp4").write_text("a new one that is no video")
+    before = {path: path.read_bytes() for path in request_.out.rglob("*") if path.is_file()}
+    assert main(["rematch", "--out", str(request_.out), "--engine", "inline", "--sure-iou", "0.6"]) == 2
+    error = capsys.readouterr().err
+    assert "1 of 3 videos have yet to pass stages before matches (videos 1, clips 1, speech 1, actions 1" in error
+    assert all(path.read_bytes() == content for path, content in before.items() if path.name != "lock")
+    assert Request.load(request_.out).settings == ()
+
+
+def test_a_copy_of_a_set_is_worked_on_itself(request_: Request, tmp_path: Path) -> None:
+    run(request_)
+    copy = Path(shutil.copytree(request_.out, tmp_path / "copy"))
+    before = {path: path.read_bytes() for path in request_.out.rglob("*") if path.is_file()}
+    assert Request.load(copy) == replace(request_, out=copy)
+    assert main(["rematch", "--out", str(copy), "--engine", "inline", "--iou", "0.3"]) == 1
+    assert Request.load(copy).settings == ("matches.min_iou=0.3",)
+    assert {path: path.read_bytes() for path in request_.out.rglob("*") if path.is_file()} == before

@@ -26,7 +26,8 @@ from cookgen.perception.encoders.vae import window
 from cookgen.records import Action, Caption, Check, Clip, Match, Score
 from cookgen.runlog import Tally
 from pipelines.stages.checks import STAGE as CHECKS
-from pipelines.stages.checks import ChecksConfig, load
+from pipelines.stages.evidence import STAGE as EVIDENCE
+from pipelines.stages.evidence import EvidenceConfig, load
 from pipelines.stages.shards import ShardsConfig, write_shards
 from tests.cookgen.evaluation import tiny
 from tests.shardset import STAGES, Media, RunConfig, Story, make_set, make_state
@@ -252,15 +253,16 @@ def test_the_group_of_commands(capsys: pytest.CaptureFixture[str]) -> None:
 def test_the_scores_join_the_next_sets_checks(out: Path, checkpoint: Path, tmp_path: Path) -> None:
     assert evaluate(out, checkpoint, tmp_path / "to", "--split", "train") == 0
     scores = tmp_path / "to" / "scores.parquet"
-    config = ChecksConfig(scores=str(scores))
-    stage = replace(CHECKS, config=config)
+    config = EvidenceConfig(scores=str(scores))
+    tool = load(config, Media(tmp_path / "media").places)
     media = Media(tmp_path / "media")
     changed = replace(STORIES[0], captions=("another", *CAPTIONS[1:]))
     states = []
     for story in (changed, *STORIES[1:]):
         state = make_state(story, media)
-        rows = [state.rows(record, STAGES) for record in (Clip, Action, Caption, Match)]
-        found = tuple(stage.run(*rows, config=config, tool=load(config, media.places)))
+        rows = [state.rows(record, STAGES) for record in (Clip, Action, Caption)]
+        evidence = tuple(EVIDENCE.run(*rows, config=config, tool=tool))
+        found = tuple(CHECKS.run(*rows, state.rows(Match, STAGES), evidence, config=CHECKS.config))
         checks = next(item for item in STAGES if item.writes is Check)
         states.append(state.with_result(replace(state.whole[checks.name], rows=found)))
     write_shards(

@@ -26,7 +26,7 @@ from cookgen.perception.judges import (
     judges_identity,
     load_judges,
 )
-from pipelines.stages.checks import ChecksConfig
+from pipelines.stages.evidence import EvidenceConfig
 from tests.chatserver import ChatServer, Reply, chat_server
 
 COLOURS = {"red": (200, 30, 30), "green": (30, 180, 40), "blue": (30, 40, 200), "yellow": (220, 210, 40)}
@@ -161,7 +161,7 @@ def test_a_caption_cannot_leave_its_quotation_marks() -> None:
 
 
 def test_no_judges_no_scores_no_requests() -> None:
-    assert JudgesConfig() == ChecksConfig().judges
+    assert JudgesConfig() == EvidenceConfig().judges
     assert load_judges(JudgesConfig()) == ()
     assert ask_judges([], frames("red"), "x").scores == {}
     assert judges_identity(JudgesConfig()) == ""
@@ -169,12 +169,12 @@ def test_no_judges_no_scores_no_requests() -> None:
 
 def test_the_configuration_by_name() -> None:
     settings = ["judges.models=a/A-1,b", "judges.endpoints=http://x:1/v1,https://y/v1", "judges.num_frames=4"]
-    found = apply_settings(ChecksConfig(), settings).judges
+    found = apply_settings(EvidenceConfig(), settings).judges
     assert found.models == ("a/A-1", "b") and found.num_frames == 4
     assert judges_identity(found).startswith("+judges-prompt-")
-    moved = apply_settings(ChecksConfig(), [settings[0], "judges.endpoints=http://x:2/v1,http://z/v1", settings[2]])
-    assert config_digest(moved) == config_digest(apply_settings(ChecksConfig(), settings))
-    assert config_digest(moved) != config_digest(ChecksConfig())
+    moved = apply_settings(EvidenceConfig(), [settings[0], "judges.endpoints=http://x:2/v1,http://z/v1", settings[2]])
+    assert config_digest(moved) == config_digest(apply_settings(EvidenceConfig(), settings))
+    assert config_digest(moved) != config_digest(EvidenceConfig())
     assert judge_name("Qwen/Qwen2.5-VL-7B") == "qwen_qwen2_5_vl_7b"
 
 
@@ -193,4 +193,4 @@ def test_the_configuration_by_name() -> None:
 )
 def test_what_cannot_be_is_refused(settings: list[str]) -> None:
     with pytest.raises(UsageError, match="judges"):
-        apply_settings(ChecksConfig(), settings)
+        apply_settings(EvidenceConfig(), settings)

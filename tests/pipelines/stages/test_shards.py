@@ -10,23 +10,28 @@ import subprocess
 import sys
 import tarfile
 from collections import Counter
+from dataclasses import replace
 from itertools import groupby, pairwise
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pyarrow.parquet as pq
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
+from cookgen.config import apply_settings
 from cookgen.dataset.tables import read_table, table_path
 from cookgen.dataset.validate import validate
-from cookgen.errors import InputError
+from cookgen.errors import InputError, UnknownNameError, UsageError
 from cookgen.files import canonical_json, file_sha256
 from cookgen.records import (
+    SET_CHECKS,
     TABLES,
     Check,
     Clip,
+    Evidence,
     Manifest,
     Narrative,
     Reason,
@@ -34,8 +39,9 @@ from cookgen.records import (
     Reject,
     Sample,
     Video,
+    meaning_of,
 )
-from pipelines.stage import VideoState
+from pipelines.stage import Result, Stage, VideoState
 from pipelines.stages.shards import ShardsConfig, write_shards
 from tests.shardset import NUM_FRAMES, STAGES, Media, RunConfig, Story, jpg, make_state, make_states, mp4
 
@@ -67,7 +73,7 @@ def write(
         run_config=RunConfig(config),
         places=media.places,
         out=out,
-        stages=STAGES,
+        stages=options.pop("stages", STAGES),
         **options,
     )
 
@@ -391,6 +397,117 @@ def test_tables_hold_what_the_stages_said(mixed: tuple[Path, Manifest], media: M
     for record in TABLES:
         metadata = pq.read_metadata(table_path(out, record))
         assert metadata.row_group(0).column(0).compression == "ZSTD" if metadata.num_rows else True
+
+
+# ---- configured bounds decide
+
+
+def with_scores(story: Story, media: Media, scores: dict[tuple[int | None, str], float]) -> VideoState:
+    """The story's state with these checks in the place of its own."""
+    state = make_state(story, media)
+    rows = tuple(
+        Check(narrative=story.narrative, clip_index=clip_index, check=check, score=score)
+        for (clip_index, check), score in scores.items()
+    )
+    return state.with_result(replace(state.whole["checks"], rows=rows))
+
+
+def failures(out: Path) -> list[tuple[str | None, int | None, int | None, str]]:
+    return [
+        (row.narrative, row.clip_index, row.action_index, row.detail)
+        for row in rows(out, Reject)
+        if row.reason is Reason.CHECK_FAILED
+    ]
+
+
+def test_a_clip_that_breaks_a_bound_is_left_out_with_a_reason(media: Media, tmp_path: Path) -> None:
+    scores = {(0, "talking_head"): 0.0, (1, "talking_head"): 0.75, (2, "talking_head"): 0.5}
+    state = with_scores(Story("plain"), media, {**scores, (0, "clip_decodes"): 1.0, (1, "clip_decodes"): 1.0})
+    write([state], media, tmp_path / "free")
+    assert rows(tmp_path / "free", Narrative)[0].num_steps == 3 and failures(tmp_path / "free") == []
+    write([state], media, tmp_path / "bound", ShardsConfig(require=("talking_head<=0.5",)))
+    assert failures(tmp_path / "bound") == [
+        ("demo-plain", 1, 1, "talking_head is 0.75; shards.require: talking_head<=0.5")
+    ]
+    assert rows(tmp_path / "bound", Narrative)[0].num_steps == 2
+    starts = [
+        json.loads(content)["clip"]["start_s"]
+        for path in tars(tmp_path / "bound")
+        for name, content in contents(path).items()
+        if name.endswith(".json")
+    ]
+    assert starts == [0, 10]
+    assert validate(tmp_path / "bound") == []
+    # What was not measured does not pass, and what is left is too little.
+    write([state], media, tmp_path / "both", ShardsConfig(require=("talking_head<=0.5", "clip_decodes>=1")))
+    assert [detail for *_, detail in failures(tmp_path / "both")] == [
+        "talking_head is 0.75; shards.require: talking_head<=0.5",
+        "clip_decodes was not measured; shards.require: clip_decodes>=1",
+    ]
+    (end,) = [row for row in rows(tmp_path / "both", Reject) if row.is_video_level]
+    assert end.reason is Reason.TOO_FEW_STEPS
+    assert end.detail == (
+        "1 matched clips with a caption, of those that shards.require allows; a narrative has at least 2"
+    )
+    assert validate(tmp_path / "both") == []
+
+
+def test_a_video_that_breaks_a_bound_is_rejected(media: Media, tmp_path: Path) -> None:
+    states = [
+        with_scores(Story(name), media, {(None, "step_order"): score})
+        for name, score in (("good", 0.9), ("bad", 0.4), ("even", 0.5))
+    ] + [make_state(Story("unmeasured"), media), make_state(Story("stopped", stops_at="clips"), media)]
+    write(states, media, tmp_path, ShardsConfig(require=("step_order>=0.5",)))
+    assert [row.narrative for row in rows(tmp_path, Narrative)] == ["demo-even", "demo-good"]
+    assert failures(tmp_path) == [
+        ("demo-bad", None, None, "step_order is 0.4; shards.require: step_order>=0.5"),
+        ("demo-unmeasured", None, None, "step_order was not measured; shards.require: step_order>=0.5"),
+    ]
+    assert validate(tmp_path) == []
+
+
+def test_bounds_are_settings(media: Media) -> None:
+    config = apply_settings(ShardsConfig(), ["require=talking_head<=0.5, step_order >= .25"])
+    assert [tuple(bound) for bound in config.requirements] == [("talking_head", "<=", 0.5), ("step_order", ">=", 0.25)]
+    assert apply_settings(config, ["require="]).requirements == ()
+    with pytest.raises(UnknownNameError, match="did you mean 'talking_head'"):
+        apply_settings(ShardsConfig(), ["require=talking_heads<=0.5"])
+    for wrong in ("talking_head=0.5", "talking_head<0.5", "talking_head", "talking_head<=nan"):
+        with pytest.raises(UsageError, match="write a check, >= or <=, and a number"):
+            apply_settings(ShardsConfig(), [f"require={wrong}"])
+
+
+EVIDENCE = Stage(name="evidence", reads=(), writes=Evidence, run=lambda: (), config=ShardsConfig(), version=1)
+
+
+def with_meanings(story: Story, media: Media, *vectors: list[float]) -> VideoState:
+    """The story's state with what its actions mean."""
+    state = make_state(story, media)
+    told = tuple(
+        Evidence(narrative=story.narrative, action_index=index, meaning=meaning_of(np.array(vector, np.float32)))
+        for index, vector in enumerate(vectors)
+    )
+    lineage = state.whole["captions"].lineage
+    result = Result("evidence", "0" * 64, story.narrative, told, (), lineage, seconds=0.1)
+    return state.with_result(result)
+
+
+def test_a_recipe_that_another_split_has_is_seen(media: Media, tmp_path: Path) -> None:
+    onions, bread, both = [1.0, 0.0], [0.0, 1.0], [0.6, 0.8]
+    states = [
+        with_meanings(Story("a", num_clips=2), media, onions, onions),
+        with_meanings(Story("b", num_clips=2), media, bread, bread),
+        with_meanings(Story("c", num_clips=2, split="val", first_shade=3), media, both, both),
+        with_meanings(Story("d", num_clips=1), media, both),  # no narrative: it has one step
+    ]
+    manifest = write(states, media, tmp_path / "a", stages=(*STAGES, EVIDENCE))
+    found = [row for row in rows(tmp_path / "a", Check) if row.check in SET_CHECKS]
+    assert [(row.narrative, row.clip_index) for row in found] == [("demo-a", None), ("demo-b", None), ("demo-c", None)]
+    assert [row.score for row in found] == pytest.approx([0.6, 0.8, 0.8], abs=1e-3)
+    assert manifest.splits["val"].num_clips == 2 and validate(tmp_path / "a") == []
+    assert not (tmp_path / "a" / "tables" / "evidence.parquet").exists()
+    write(states[:2], media, tmp_path / "b", stages=(*STAGES, EVIDENCE))
+    assert not [row for row in rows(tmp_path / "b", Check) if row.check in SET_CHECKS]
 
 
 # ---- other readers: the same number of clips, for narratives of different lengths
