@@ -298,7 +298,9 @@ def _packaged_silero() -> Any:
             pass
 
         def __call__(self, audio: dict[str, Any], **_: Any) -> list[Any]:
-            spans = get_speech_timestamps(audio["waveform"], VadOptions(max_speech_duration_s=CHUNK_S))
+            # Silero's own defaults, which WhisperX uses; faster-whisper has others.
+            options = VadOptions(max_speech_duration_s=CHUNK_S, min_silence_duration_ms=100, speech_pad_ms=30)
+            spans = get_speech_timestamps(audio["waveform"], options)
             return [Segment(span["start"] / RATE_HZ, span["end"] / RATE_HZ, "UNKNOWN") for span in spans]
 
     return PackagedSilero()

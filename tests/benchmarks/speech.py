@@ -19,8 +19,6 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-warnings.filterwarnings("ignore")
-
 import av
 import numpy as np
 import tyro
@@ -84,6 +82,7 @@ def cpu_seconds(work: Callable[[], Any]) -> float:
 
 def main(name: str = "laion400m_talk.mp4", rounds: int = 3) -> None:
     """name: a file in the videos of COOKGEN_TEST_DATA."""
+    warnings.filterwarnings("ignore")  # pyannote's, of a torchcodec that nobody needs
     folder = os.environ.get("COOKGEN_TEST_DATA")
     if not folder:
         sys.exit("COOKGEN_TEST_DATA is not set: it names the folder of real test videos")

@@ -39,7 +39,7 @@ PYTHON = SIDE / "bin" / "python"
 PIZZA = "va_pepperoni_pizza_narrated.mp4"
 GERMAN = (
     "Heute kochen wir eine Suppe mit Kartoffeln und Karotten.",
-    "Zuerst schneiden wir die Zwiebeln in kleine Würfel.",
+    "Zuerst schneiden wir die Zwiebeln klein.",
     "Dann geben wir das Wasser und das Salz in den Topf und lassen alles eine Stunde kochen.",
 )
 
