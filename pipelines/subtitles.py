@@ -15,7 +15,7 @@ from pathlib import Path
 
 import numpy as np
 
-from cookgen.perception.speech import TimedWord, in_order
+from cookgen.perception.transcript import TimedWord, in_order
 
 MAX_BYTES = 8 * 2**20  # a day of speech is below 1 MiB
 ADJACENT_S = 0.1  # cues no further apart than this can be one rolling text

@@ -1,49 +1,78 @@
 """Speech: the sound of a video as samples on the container's clock, and the words in it (Whisper).
 
     blocks = read_audio(container, stream=1, start_s=video.start_s, duration_s=video.duration_s)
-    for offset_s, audio in windows(blocks):
-        words += whisper.transcribe(audio, offset_s=offset_s)
+    transcript = listen(load_whisper("whisper-tiny.en"), windows(blocks), duration_s=video.duration_s)
 
-Everything is deterministic on one machine: temperature 0, a fixed beam and a fixed number of threads.
+Everything is deterministic on one machine: temperature 0, a fixed beam and a fixed number of threads. This module runs
+faster-whisper; `cookgen.perception.whisperx` is the other recogniser, of which `listen` makes the same of the same.
 """
 
 from __future__ import annotations
 
-import math
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
-from typing import Any
+from typing import Any, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
 
-from cookgen.errors import ModelError, ShapeError
+from cookgen.errors import ModelError, ShapeError, UnknownNameError, UsageError
 from cookgen.modelstore import resolve
+from cookgen.perception.transcript import Heard, TimedWord, Unspoken, in_order, repaired
+from cookgen.records import Reason
 
 RATE_HZ = 16_000
 BLOCK = 10 * RATE_HZ  # the most samples that read_audio hands over at once
 MAX_DRIFT_S = 0.05  # timestamps further than this from the samples' own count are a gap or an overlap, not rounding
-MIN_WORD_S = 0.02  # Whisper's own time resolution
 # Pauses up to twice this long stay in what Whisper hears: on spoken recipes with pauses of 3 s it makes half the errors
 # that it makes when sentences are pushed together.
 HEARD_AROUND_VOICE_S = 2.0
 VOICE_TOLERANCE_S = 0.5  # how far from any voice a word may lie: Whisper's times are that imprecise
+LANGUAGE_CERTAIN = 0.5  # what is less probable is no reason to refuse a video; Whisper's own threshold
+LANGUAGE_HEARD_S = 30.0  # of voice, from which the language is told; Whisper's own length
 
 Samples = NDArray[np.float32]
 
 
-@dataclass(frozen=True)
-class TimedWord:
-    """A word in [start_s, end_s), with the recogniser's probability, 0 to 1."""
-
-    text: str
-    start_s: float
-    end_s: float
-    probability: float
-
-
 class AudioError(Exception):
     """No sample of the audio stream can be decoded."""
+
+
+class LanguageError(Exception):
+    """Another language is spoken than the one that is to be heard."""
+
+
+class Recogniser(Protocol):
+    """What `listen` needs: a loaded model and how it is asked."""
+
+    def language_in(self, audio: Samples) -> str | None:
+        """The language to hear this sound in; None where nobody speaks. Raises LanguageError where it is another."""
+
+    def transcribe(self, audio: Samples, *, language: str | None = None, offset_s: float = 0.0) -> Heard:
+        """What is heard in mono float32 [N] at 16 kHz, in its order; times count from -offset_s."""
+
+
+@dataclass(frozen=True)
+class Transcript:
+    """What was heard in a video; `language` is the code of the language it was heard in, None where nobody speaks."""
+
+    items: list[TimedWord | Unspoken]
+    language: str | None
+
+
+def listen(recogniser: Recogniser, stretches: Iterable[tuple[float, Samples]], *, duration_s: float) -> Transcript:
+    """What a recogniser hears in (offset in seconds, samples), one after the other, repaired as a whole.
+
+    Times lie in [0, duration_s]. The language is that of the first stretch with a voice.
+    Raises LanguageError where it is surely another than the recogniser is to hear.
+    """
+    heard: list[TimedWord | Unspoken] = []
+    language: str | None = None
+    for offset_s, audio in stretches:
+        language = language or recogniser.language_in(audio)
+        if language is not None:
+            heard += recogniser.transcribe(audio, language=language, offset_s=offset_s)
+    return Transcript(repaired(heard, duration_s=duration_s), language)
 
 
 def read_audio(container: Any, *, stream: int, start_s: float, duration_s: float) -> Iterator[Samples]:
@@ -153,28 +182,33 @@ class Whisper:
     """A loaded Whisper model and how it is asked; made by `load_whisper`."""
 
     model: Any  # faster_whisper.WhisperModel
-    language: str
+    language: str | None  # None: the one that is spoken
     beam_size: int
     no_speech_threshold: float
     log_prob_threshold: float
     compression_ratio_threshold: float
 
-    def transcribe(self, audio: Samples, *, offset_s: float = 0.0) -> list[TimedWord]:
-        """The words spoken in mono float32 [N] at 16 kHz, in order, not overlapping; times count from -offset_s.
+    def language_in(self, audio: Samples) -> str | None:
+        """The language to hear this sound in; see `Recogniser`."""
+        return language_in(self.model, audio, expected=self.language)
 
-        Parts without a voice (Silero VAD) are not listened to; words put there are dropped, and words that reach into
-        them are cut. Text that Whisper itself would call failed is dropped: improbable, or so repetitive that it
-        compresses too well (loops). Source: Radford et al. 2022, section 4.5.
-        Raises ShapeError unless audio is one-dimensional.
+    def transcribe(
+        self, audio: Samples, *, language: str | None = None, offset_s: float = 0.0
+    ) -> list[TimedWord | Unspoken]:
+        """What is spoken in mono float32 [N] at 16 kHz, in order, not overlapping; times count from -offset_s.
+
+        language: None for the one that it was loaded for. Parts without a voice (Silero VAD) are not listened to; words
+        put there are Unspoken, and words that reach into them are cut. So is text that Whisper itself would call
+        failed: improbable, or so repetitive that it compresses too well (loops). Source: Radford et al. 2022, section
+        4.5. Raises ShapeError unless audio is one-dimensional.
         """
-        if audio.ndim != 1:
-            raise ShapeError(f"audio has the shape {audio.shape}; mono samples [N] at 16 kHz are needed")
-        voiced = _voiced_spans(audio)
+        require_mono(audio)
+        voiced = voiced_spans(audio)
         if not voiced:
             return []
         segments, _ = self.model.transcribe(
             audio,
-            language=self.language,
+            language=language or self.language,
             beam_size=self.beam_size,
             temperature=0.0,  # one temperature: no sampling, whatever comes out
             condition_on_previous_text=False,  # one window's mistake must not lead the next one astray
@@ -185,46 +219,108 @@ class Whisper:
             vad_filter=True,
             vad_parameters={"speech_pad_ms": round(HEARD_AROUND_VOICE_S * 1000)},
         )
-        words: list[TimedWord] = []
+        heard: list[TimedWord | Unspoken] = []
         for segment in segments:
-            if segment.avg_logprob < self.log_prob_threshold:
+            doubt = doubt_of(
+                segment.avg_logprob,
+                segment.compression_ratio,
+                log_prob_threshold=self.log_prob_threshold,
+                compression_ratio_threshold=self.compression_ratio_threshold,
+            )
+            if doubt is not None:
+                heard.append(Unspoken(doubt, segment.text, segment.start, segment.end))
                 continue
-            if segment.compression_ratio > self.compression_ratio_threshold:
-                continue
-            words += _within(voiced, _whole_words(segment.words or ()))
-        return [
-            replace(word, start_s=word.start_s + offset_s, end_s=word.end_s + offset_s)
-            for word in in_order(words, duration_s=len(audio) / RATE_HZ)
-        ]
+            parts = [(part.word, part.start, part.end, part.probability) for part in segment.words or ()]
+            heard += cut_to_voice(voiced, whole_words(parts))
+        return later(heard, offset_s, duration_s=len(audio) / RATE_HZ)
 
 
-def _whole_words(parts: Iterable[Any]) -> Iterator[TimedWord]:
-    """Whisper's words; a part without a blank before it ("-term" after "long") belongs to the word before."""
+def require_mono(audio: Samples) -> None:
+    """Raises ShapeError unless audio is one-dimensional."""
+    if audio.ndim != 1:
+        raise ShapeError(f"audio has the shape {audio.shape}; mono samples [N] at 16 kHz are needed")
+
+
+def doubt_of(
+    avg_logprob: float, compression_ratio: float, *, log_prob_threshold: float, compression_ratio_threshold: float
+) -> Reason | None:
+    """Why a segment's text is not believed, by Whisper's own two measures; None where it is."""
+    if avg_logprob < log_prob_threshold:
+        return Reason.UNLIKELY_SPEECH
+    return Reason.REPEATED_SPEECH if compression_ratio > compression_ratio_threshold else None
+
+
+def later(heard: Heard, offset_s: float, *, duration_s: float) -> list[TimedWord | Unspoken]:
+    """What was heard in [0, duration_s), its words in order, as it lies in the whole; blank items go."""
+    items = [item for item in heard if item.text.strip()]
+    words = iter(in_order([item for item in items if isinstance(item, TimedWord)], duration_s=duration_s))
+    placed = [next(words) if isinstance(item, TimedWord) else item for item in items]
+    return [replace(item, start_s=item.start_s + offset_s, end_s=item.end_s + offset_s) for item in placed]
+
+
+def language_in(model: Any, audio: Samples, *, expected: str | None) -> str | None:
+    """The language that is spoken in mono float32 [N] at 16 kHz, "en"; None where nobody speaks.
+
+    model: a faster_whisper.WhisperModel; one that knows English alone is not asked. Where another language is expected
+    and the one that is heard is not certain, the expected one.
+    Raises LanguageError where it is certain, and another.
+    """
+    require_mono(audio)
+    if not model.model.is_multilingual:
+        return "en"
+    spans = voiced_spans(audio)
+    if not spans:
+        return None
+    voice = np.concatenate([audio[round(start * RATE_HZ) : round(end * RATE_HZ)] for start, end in spans])
+    found, probability, _ = model.detect_language(voice[: round(LANGUAGE_HEARD_S * RATE_HZ)])
+    if expected is None or found == expected:
+        return str(found)
+    if probability > LANGUAGE_CERTAIN:
+        raise LanguageError(f"{found} is spoken (probability {probability:.2f}), not {expected}")
+    return expected
+
+
+def require_language(model: Any, name: str, language: str | None) -> None:
+    """Raises UsageError for a language that the faster_whisper.WhisperModel loaded from `name` does not know."""
+    if not model.model.is_multilingual and language != "en":
+        raise UsageError(
+            f"speech.language={language or 'none'}: the model {name} hears English alone; "
+            "set speech.language=en, or name a multilingual Whisper as speech.model"
+        )
+    if language is not None and language not in model.supported_languages:
+        raise UnknownNameError("speech.language", language, model.supported_languages)
+
+
+def whole_words(parts: Iterable[tuple[str, float, float, float]]) -> Iterator[TimedWord]:
+    """Whisper's words from (text, start, end, probability); a part without a blank before it ("-term" after "long")
+    belongs to the word before."""
     whole: TimedWord | None = None
-    for part in parts:
-        text, probability = part.word.strip(), float(part.probability)
-        if whole is not None and text and not part.word[0].isspace():
+    for spelled, start, end, likely in parts:
+        text, probability = spelled.strip(), float(likely)
+        if whole is not None and text and not spelled[0].isspace():
             probability = min(whole.probability, probability)
-            whole = TimedWord(whole.text + text, whole.start_s, float(part.end), probability)
+            whole = TimedWord(whole.text + text, whole.start_s, float(end), probability)
             continue
         if whole is not None:
             yield whole
-        whole = TimedWord(text, float(part.start), float(part.end), probability)
+        whole = TimedWord(text, float(start), float(end), probability)
     if whole is not None:
         yield whole
 
 
-def _within(spans: Sequence[tuple[float, float]], words: Iterable[TimedWord]) -> Iterator[TimedWord]:
-    """The words that overlap a span, cut to the first such span."""
+def cut_to_voice(spans: Sequence[tuple[float, float]], words: Iterable[TimedWord]) -> Iterator[TimedWord | Unspoken]:
+    """The words that overlap a span, cut to the first such span; the others are Unspoken."""
     for word in words:
         for start, end in spans:
             if word.start_s < end and start < word.end_s:
                 yield replace(word, start_s=max(word.start_s, start), end_s=min(word.end_s, end))
                 break
+        else:
+            yield Unspoken(Reason.UNLIKELY_SPEECH, word.text, word.start_s, word.end_s)
 
 
-def _voiced_spans(audio: Samples) -> list[tuple[float, float]]:
-    """Where somebody speaks or sings, in seconds, VOICE_TOLERANCE_S added on both sides."""
+def voiced_spans(audio: Samples) -> list[tuple[float, float]]:
+    """Where somebody speaks or sings (Silero VAD), in seconds, VOICE_TOLERANCE_S added on both sides."""
     from faster_whisper.vad import VadOptions, get_speech_timestamps
 
     if not len(audio):
@@ -237,7 +333,7 @@ def _voiced_spans(audio: Samples) -> list[tuple[float, float]]:
 def load_whisper(
     model: str,
     *,
-    language: str = "en",
+    language: str | None = "en",
     device: str = "cpu",
     compute_type: str = "int8",
     cpu_threads: int = 1,
@@ -248,7 +344,8 @@ def load_whisper(
 ) -> Whisper:
     """Loads a Whisper in CTranslate2's form; `model` is a reference of the model store. Thresholds are OpenAI's own.
 
-    Raises ModelError where it cannot be loaded, and whatever `cookgen.modelstore.resolve` raises.
+    language None is the one that is spoken. Raises ModelError where it cannot be loaded, UsageError for a language that
+    the model does not know, and whatever `cookgen.modelstore.resolve` raises.
     """
     from faster_whisper import WhisperModel
 
@@ -256,9 +353,8 @@ def load_whisper(
     try:
         loaded = WhisperModel(str(path), device=device, compute_type=compute_type, cpu_threads=cpu_threads)
     except (RuntimeError, ValueError) as error:  # what CTranslate2 raises for files it cannot read
-        raise ModelError(
-            f"{model}: {error}; a Whisper in CTranslate2's form is needed (model.bin, config.json, tokenizer.json)"
-        ) from error
+        raise unreadable(model, error) from error
+    require_language(loaded, model, language)
     return Whisper(
         model=loaded,
         language=language,
@@ -269,28 +365,8 @@ def load_whisper(
     )
 
 
-def in_order(words: Iterable[TimedWord], *, duration_s: float) -> list[TimedWord]:
-    """The same words, blank ones dropped, with times that hold: 0 <= start < end <= next start, all within duration_s.
-
-    Word order is trusted, times are not: one that is missing (not finite), runs backwards or overlaps is moved no
-    further than needed. Each word gets at least 20 ms, or its even share where the time is too short for that.
-    Probabilities are brought into [0, 1]. Empty where duration_s is not positive.
-    """
-    kept = [word for word in words if word.text.strip()]
-    if not kept or not duration_s > 0:
-        return []
-    step = min(MIN_WORD_S, duration_s / len(kept))
-    starts: list[float] = []
-    heard_s = 0.0  # where a word without a time of its own is put: at the end of the one before
-    for index, word in enumerate(kept):
-        start = word.start_s if math.isfinite(word.start_s) else heard_s
-        earliest = starts[-1] + step if starts else 0.0
-        latest = duration_s - step * (len(kept) - index)
-        starts.append(max(earliest, min(start, latest)) if starts else max(0.0, min(start, latest)))
-        heard_s = word.end_s if math.isfinite(word.end_s) else starts[-1] + step
-    result = []
-    for word, start, limit in zip(kept, starts, [*starts[1:], duration_s], strict=True):
-        end = word.end_s if math.isfinite(word.end_s) else limit
-        probability = min(1.0, max(0.0, word.probability)) if math.isfinite(word.probability) else 0.0
-        result.append(TimedWord(word.text, start, min(limit, max(end, start + step)), probability))
-    return result
+def unreadable(model: str, error: Exception) -> ModelError:
+    """What is said of files that CTranslate2 cannot read."""
+    return ModelError(
+        f"{model}: {error}; a Whisper in CTranslate2's form is needed (model.bin, config.json, tokenizer.json)"
+    )

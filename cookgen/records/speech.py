@@ -10,9 +10,13 @@ from cookgen.records.record import Record
 
 
 class Word(Record):
-    """A word with its time, numbered from 0 within a video. `probability` is the recogniser's; 1 for given captions."""
+    """A word with its time, numbered from 0 within a video. `probability` is the recogniser's; 1 for given captions.
+
+    language: code of the language that the video was heard in ("en"); None for given captions.
+    """
 
     TABLE: ClassVar[str] = "speech"
+    DESCRIPTIVE: ClassVar[frozenset[str]] = frozenset({"language"})
 
     narrative: str
     word_id: NonNegativeInt
@@ -20,3 +24,4 @@ class Word(Record):
     start_s: NonNegativeFloat
     end_s: NonNegativeFloat
     probability: Annotated[float, Field(ge=0, le=1)]
+    language: str | None = None

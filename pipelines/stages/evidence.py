@@ -17,6 +17,7 @@ import numpy as np
 
 from cookgen.config import machinery
 from cookgen.dataset.decode import read_frames
+from cookgen.dataset.frames import frame_numbers
 from cookgen.dataset.scores import caption_sha256, scores_identity, scores_of
 from cookgen.errors import FormatError
 from cookgen.matching import overlap
@@ -27,7 +28,6 @@ from cookgen.perception.text_embedding import TextEmbedder, load_text_embedder
 from cookgen.records import Action, Caption, Clip, Evidence, Reason, Reject, meaning_of
 from pipelines.probe import open_container
 from pipelines.stage import Needs, Places, Stage
-from pipelines.stages.captions import frame_numbers
 
 NUM_LOOKS = 4  # frames of a clip in which a face is looked for: those in the middle of its quarters
 

@@ -4,18 +4,26 @@ from __future__ import annotations
 
 import difflib
 import math
+import re
 import shutil
 import statistics
+import subprocess
+import sys
 from pathlib import Path
 
 import av
 import pytest
 
-from cookgen.errors import ModelError
+from cookgen.errors import ModelError, UsageError
+from cookgen.perception.whisperx import VERSION
 from cookgen.records import Reason, Reject, Segment, SourceVideo, Video, Word
+from pipelines import flow
+from pipelines.request import request_of
 from pipelines.stage import Places
 from pipelines.stages import videos
-from pipelines.stages.speech import STAGE, Listener, SpeechConfig, hear, load
+from pipelines.stages.speech import STAGE, Listener, SpeechConfig, WhisperXConfig, hear, load
+
+ROOT = Path(__file__).resolve().parents[3]
 
 NO_MODEL = SpeechConfig(model="/no/such/model")  # loading it raises: proves that Whisper was not asked
 
@@ -49,9 +57,11 @@ def run(video: Video, folder: Path, tmp_path: Path, config: SpeechConfig = STAGE
 
 
 def words_of(rows: list[Word | Reject], video: Video) -> list[Word]:
-    """The rows as words, checked for what holds of every video's words."""
-    assert rows and all(isinstance(row, Word) for row in rows), rows
+    """The words among the rows, checked for what holds of every video's words and of what lies between them."""
     words = [row for row in rows if isinstance(row, Word)]
+    between = [row for row in rows if isinstance(row, Reject)]
+    assert words and not any(reject.is_video_level for reject in between), rows
+    assert [reject.word_id for reject in between] == sorted(reject.word_id or 0 for reject in between)
     assert [word.word_id for word in words] == list(range(len(words)))
     previous_end = 0.0
     for word in words:
@@ -155,10 +165,10 @@ def test_without_words_there_is_one_reject(data: Path, tmp_path: Path, name: str
 def test_odd_sound_gives_words_or_one_reject(data: Path, tmp_path: Path, name: str) -> None:
     video = probed(data / "odd", name, tmp_path)
     rows = run(video, data / "odd", tmp_path)
-    if any(isinstance(row, Reject) for row in rows):
-        assert len(rows) == 1
-    else:
+    if any(isinstance(row, Word) for row in rows):
         words_of(rows, video)
+    else:
+        assert sum(row.is_video_level for row in rows if isinstance(row, Reject)) == 1
 
 
 def test_sound_that_does_not_decode_is_a_reject(data: Path, tmp_path: Path) -> None:
@@ -174,10 +184,84 @@ def test_the_model_is_in_the_lineage(tmp_path: Path) -> None:
     assert STAGE.model(SpeechConfig(model=str(tmp_path))).startswith(f"{tmp_path.name}@")  # type: ignore[union-attr]
     tool = Listener(places(tmp_path, tmp_path), SpeechConfig(model=str(tmp_path)))
     with pytest.raises(ModelError):
-        _ = tool.whisper
+        _ = tool.recogniser
 
 
-@pytest.mark.parametrize("field", ["beam_size", "cpu_threads"])
+@pytest.mark.parametrize("field", ["beam_size", "cpu_threads", "timeout_s"])
 def test_contradictions_are_refused(field: str) -> None:
     with pytest.raises(ValueError, match=f"{field} is 0"):
         SpeechConfig(**{field: 0})
+
+
+def test_contradictions_of_the_two_recognisers_are_refused() -> None:
+    with pytest.raises(ValueError, match="batch_size is 0"):
+        WhisperXConfig(batch_size=0)
+    with pytest.raises(ValueError, match=r"kind is faster-whisper, which has no use for whisperx\.…"):
+        SpeechConfig(whisperx=WhisperXConfig(vad="silero"))
+    with pytest.raises(ValueError, match="align_model knows one language"):
+        SpeechConfig(kind="whisperx", language=None, whisperx=WhisperXConfig(align_model="/some/model"))
+
+
+def test_what_whisper_doubts_is_said_and_not_lost(data: Path, tmp_path: Path) -> None:
+    video = probed(data / "videos", "mdn_friday.mp4", tmp_path)
+    rows = run(video, data / "videos", tmp_path, SpeechConfig(log_prob_threshold=-0.01))
+    part, whole = rows
+    assert isinstance(part, Reject) and isinstance(whole, Reject)
+    assert (part.reason, part.word_id, part.is_video_level) == (Reason.UNLIKELY_SPEECH, 0, False)
+    assert re.fullmatch(r"\d\.\d\d-\d\.\d\d s, \d\d words: .*in a bad humor.*", part.detail)
+    assert (whole.reason, whole.word_id, whole.is_video_level) == (Reason.NO_SPEECH, None, True)
+
+
+def test_words_say_in_which_language_they_were_heard(data: Path, tmp_path: Path) -> None:
+    video = probed(data / "videos", "mdn_friday.mp4", tmp_path)
+    assert {word.language for word in words_of(run(video, data / "videos", tmp_path), video)} == {"en"}
+    word = Word(narrative="x", word_id=0, text="a", start_s=0, end_s=1, probability=1, language="en")
+    assert word.content_digest() == word.model_copy(update={"language": None}).content_digest()
+
+
+@pytest.mark.parametrize("seconds", [0.0, 30.0])
+def test_a_model_that_hangs_ends_its_process(seconds: float) -> None:
+    code = f"""
+import time
+from pipelines.stages.speech import _watched
+for _ in _watched(iter([(0.0, None)]), 2.0):
+    time.sleep({seconds})
+time.sleep(3.0)
+print("done")
+"""
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=100, check=False)
+    if seconds:
+        assert done.returncode == 1 and "Timeout (0:00:02)!" in done.stderr and not done.stdout
+    else:  # the negative control: what is done in time lives on
+        assert (done.returncode, done.stdout, done.stderr) == (0, "done\n", "")
+
+
+def test_whisperx_is_refused_where_it_cannot_be(tmp_path: Path) -> None:
+    (tmp_path / "videos").mkdir()
+
+    def start(engine: str, *settings: str) -> None:
+        request = request_of(
+            source="folder",
+            out=tmp_path / "out",
+            videos=tmp_path / "videos",
+            settings=("speech.kind=whisperx", *settings),
+        )
+        flow.run(request, engine=engine)
+
+    with pytest.raises(UsageError, match=r"speech runs in an environment of its own, .* use --engine ray"):
+        start("inline")
+    with pytest.raises(UsageError, match=f"{tmp_path}/none/bin/python is not there; run `make whisperx-env`"):
+        start("ray", f"speech.environment={tmp_path}/none")
+    assert not (tmp_path / "out").exists()
+    with pytest.raises(UsageError, match=r"WhisperX is not installed .*`make whisperx-env` makes and --engine ray"):
+        _ = Listener(places(tmp_path, tmp_path), SpeechConfig(kind="whisperx")).recogniser
+
+
+def test_the_lineage_says_which_recogniser_and_whose_times() -> None:
+    for align_model, times in (
+        ("", "times-of-whisper"),
+        ("whisper-tiny.en", "align-whisper-tiny.en@0.1.0-1a5afae06a4d"),
+    ):
+        config = SpeechConfig(kind="whisperx", whisperx=WhisperXConfig(align_model=align_model))
+        assert STAGE.model(config) == f"whisper-tiny.en@0.1.0-1a5afae06a4d+whisperx@3.8.6+{times}"
+    assert f"whisperx=={VERSION}" in (ROOT / "envs" / "whisperx.txt").read_text()
