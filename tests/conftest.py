@@ -57,7 +57,8 @@ def s3(s3_server: str, monkeypatch: pytest.MonkeyPatch) -> Any:
         "AWS_DEFAULT_REGION": "us-east-1",
     }.items():
         monkeypatch.setenv(name, value)
-    return fsspec.filesystem("s3", skip_instance_cache=True)
+    fsspec.get_filesystem_class("s3").clear_instance_cache()  # one of an earlier test may lead elsewhere
+    return fsspec.filesystem("s3")
 
 
 class Pipelines(Protocol):
