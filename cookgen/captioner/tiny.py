@@ -59,10 +59,10 @@ def write_tiny(folder: Path, texts: Iterable[str] = (), *, video: bool = False, 
         image_grid_pinpoints=_TILES,
     )
     vision = CLIPVisionConfig(
-        hidden_size=64,
-        intermediate_size=128,
+        hidden_size=128,
+        intermediate_size=256,
         num_hidden_layers=3,
-        num_attention_heads=2,
+        num_attention_heads=4,
         image_size=_SIDE_PX,
         patch_size=8,
     )

@@ -30,8 +30,12 @@ from pipelines.stage import Places
 from pipelines.stages.actions import STAGE, load_model, write_actions
 from tests.processes import all_gone, marked
 
-pytestmark = [pytest.mark.vllm, pytest.mark.timeout(1500)]
 ROOT = Path(__file__).resolve().parents[2]
+pytestmark = [
+    pytest.mark.vllm,
+    pytest.mark.timeout(1500),
+    pytest.mark.skipif(not (ROOT / ServerConfig().python).exists(), reason="no .venv-vllm: run `make vllm-env`"),
+]
 PIZZA = "va_pepperoni_pizza_narrated"
 MARK = "COOKGEN_TEST_RUN"
 VLLM = ["server.kind=vllm", "server.start_timeout_s=300"]

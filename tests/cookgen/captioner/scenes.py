@@ -70,9 +70,9 @@ def _draw(draw: ImageDraw.ImageDraw, thing: Thing, x: float, y: float, r: float)
             draw.line((x - r, y - up * r, x + r, y - up * r), black, 9)
     elif thing.kind == "pan":  # a ring
         draw.ellipse((x - r, y - r, x + r, y + r), outline=colour, width=17)
-    elif thing.kind == "knife":  # thin, with a black handle
-        draw.rectangle((x - 0.3 * r, y - r, x + 0.3 * r, y + r), colour)
-        draw.rectangle((x - 0.3 * r, y + 0.3 * r, x + 0.3 * r, y + r), black)
+    elif thing.kind == "knife":  # lies flat, with a white handle
+        draw.rectangle((x - r, y - 0.3 * r, x + r, y + 0.3 * r), colour)
+        draw.rectangle((x + 0.3 * r, y - 0.3 * r, x + r, y + 0.3 * r), white)
     else:  # a board's grain
         draw.rectangle((x - r, y - r, x + r, y + r), colour)
         for side in (-0.5, 0.0, 0.5):
