@@ -173,7 +173,11 @@ def main(
         machine=platform.machine(),
     )
     config = actions.ActionsConfig(
-        model=model, endpoint=endpoint, window_words=window_words, requests_in_flight=requests_in_flight
+        model=model,
+        endpoint=endpoint,
+        window_words=window_words,
+        requests_in_flight=requests_in_flight,
+        timeout_s=1800.0,  # a window and a model of billions of parameters on one core
     )
     embedder = load_text_embedder(evidence.EvidenceConfig().model)
     with ExitStack() as stack:
