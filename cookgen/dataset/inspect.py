@@ -203,13 +203,9 @@ def _reject_lines(key: str, rejects: list[Reject]) -> Iterator[str]:
             yield _line("rejected by", f"the stage {row.stage}")
             yield _line("reason", row.reason.value)
             yield _line("detail", row.detail or "(none)")
-    parts = Counter(
-        ("clips or actions" if row.word_id is None else "stretches of words", f"{row.stage}: {row.reason.value}")
-        for row in rejects
-        if not row.is_video_level
-    )
-    for number, ((kind, what), count) in enumerate(sorted(parts.items())):
-        yield _line("" if number else "its parts", f"{count} {kind}, {what}")
+    parts = Counter(f"{row.stage}: {row.reason.value}" for row in rejects if not row.is_video_level)
+    for number, (what, count) in enumerate(sorted(parts.items())):
+        yield _line("" if number else "its parts", f"{count} clips or actions, {what}")
 
 
 def _features(out: Path) -> list[Features]:

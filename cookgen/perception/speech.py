@@ -18,8 +18,7 @@ from numpy.typing import NDArray
 
 from cookgen.errors import ModelError, ShapeError, UnknownNameError, UsageError
 from cookgen.modelstore import resolve
-from cookgen.perception.transcript import Heard, TimedWord, Unspoken, in_order, repaired
-from cookgen.records import Reason
+from cookgen.perception.transcript import Doubt, Heard, TimedWord, Unspoken, in_order, repaired
 
 RATE_HZ = 16_000
 BLOCK = 10 * RATE_HZ  # the most samples that read_audio hands over at once
@@ -243,11 +242,11 @@ def require_mono(audio: Samples) -> None:
 
 def doubt_of(
     avg_logprob: float, compression_ratio: float, *, log_prob_threshold: float, compression_ratio_threshold: float
-) -> Reason | None:
+) -> Doubt | None:
     """Why a segment's text is not believed, by Whisper's own two measures; None where it is."""
     if avg_logprob < log_prob_threshold:
-        return Reason.UNLIKELY_SPEECH
-    return Reason.REPEATED_SPEECH if compression_ratio > compression_ratio_threshold else None
+        return Doubt.UNLIKELY
+    return Doubt.REPEATED if compression_ratio > compression_ratio_threshold else None
 
 
 def later(heard: Heard, offset_s: float, *, duration_s: float) -> list[TimedWord | Unspoken]:
@@ -316,7 +315,7 @@ def cut_to_voice(spans: Sequence[tuple[float, float]], words: Iterable[TimedWord
                 yield replace(word, start_s=max(word.start_s, start), end_s=min(word.end_s, end))
                 break
         else:
-            yield Unspoken(Reason.UNLIKELY_SPEECH, word.text, word.start_s, word.end_s)
+            yield Unspoken(Doubt.UNLIKELY, word.text, word.start_s, word.end_s)
 
 
 def voiced_spans(audio: Samples) -> list[tuple[float, float]]:

@@ -13,8 +13,7 @@ import math
 import re
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
-
-from cookgen.records import Reason
+from enum import StrEnum
 
 MIN_WORD_S = 0.02  # Whisper's own time resolution
 # A phrase that comes this often in a row is a loop: a cook says "stir, stir, stir", Whisper "thank you" for minutes.
@@ -43,11 +42,19 @@ class TimedWord:
     probability: float
 
 
+class Doubt(StrEnum):
+    """Why text is taken for unspoken."""
+
+    MUSIC = "music"  # it names a sound, [Music], or is sung between notes
+    REPEATED = "repeated"  # the recogniser says it again and again; the first round stays
+    UNLIKELY = "unlikely"  # the recogniser doubts it itself, or puts it where no voice is
+
+
 @dataclass(frozen=True)
 class Unspoken:
     """Text that a recogniser gave and nobody spoke, as far as can be told: a loop, music, or what is improbable."""
 
-    reason: Reason
+    reason: Doubt
     text: str
     start_s: float
     end_s: float
@@ -134,7 +141,7 @@ def _without_marks(items: Heard) -> Heard:
         item = items[index]
         length = _mark_length(items, index) if isinstance(item, TimedWord) else 0
         if length:
-            result.append(_unspoken(Reason.MUSIC, items[index : index + length]))
+            result.append(_unspoken(Doubt.MUSIC, items[index : index + length]))
         else:
             result.append(item)
         index += length or 1
@@ -177,7 +184,7 @@ def _without_loops(items: Heard) -> Heard:
         phrase, total = _loop(plain, index)
         if total:
             result += items[index : index + phrase]
-            result.append(_unspoken(Reason.REPEATED_SPEECH, items[index + phrase : index + total]))
+            result.append(_unspoken(Doubt.REPEATED, items[index + phrase : index + total]))
         else:
             result.append(items[index])
         index += total or 1
@@ -211,5 +218,5 @@ def _joined(items: Heard) -> Iterator[TimedWord | Unspoken]:
             yield _unspoken(reason, list(group))
 
 
-def _unspoken(reason: Reason, items: Heard) -> Unspoken:
+def _unspoken(reason: Doubt, items: Heard) -> Unspoken:
     return Unspoken(reason, " ".join(item.text.strip() for item in items), items[0].start_s, items[-1].end_s)

@@ -40,9 +40,6 @@ class Reason(StrEnum):
     NO_SPEECH = "no_speech"
     BAD_SUBTITLES = "bad_subtitles"
     WRONG_LANGUAGE = "wrong_language"  # another language is spoken than the configured one
-    MUSIC = "music"  # words that name a sound, [Music], or are sung between notes
-    REPEATED_SPEECH = "repeated_speech"  # words that the recogniser says again and again; their first round stays
-    UNLIKELY_SPEECH = "unlikely_speech"  # words that the recogniser doubts itself, or puts where no voice is
     NO_ACTIONS = "no_actions"  # speech, but no action in it that holds
     UNUSABLE_ANSWER = "unusable_answer"  # the language model's answer broke the schema
     NOT_AN_ACTION = "not_an_action"  # talk that the language model says is no action
@@ -57,10 +54,7 @@ class Reason(StrEnum):
 
 
 class Reject(Record):
-    """One thing that did not pass. Video-level when no part of the video is named: the video stops there.
-
-    word_id names words that were heard and are none: they lay before the word of that number.
-    """
+    """One thing that did not pass. Video-level when both indices are None: the video stops there."""
 
     TABLE: ClassVar[str] = "rejects"
 
@@ -68,12 +62,11 @@ class Reject(Record):
     path: str
     clip_index: NonNegativeInt | None = None
     action_index: NonNegativeInt | None = None
-    word_id: NonNegativeInt | None = None
     stage: str
     reason: Reason
     detail: str = ""
 
     @property
     def is_video_level(self) -> bool:
-        """Whether the whole video is rejected, rather than a clip, an action or words of it."""
-        return self.clip_index is None and self.action_index is None and self.word_id is None
+        """Whether the whole video is rejected, rather than one clip or action of it."""
+        return self.clip_index is None and self.action_index is None

@@ -445,13 +445,9 @@ def _reasons(rejects: Sequence[Reject]) -> list[tuple[str, str, str, int]]:
     counts = Counter(
         (
             row.stage,
-            "video" if row.is_video_level else _part(row),
+            "video" if row.is_video_level else "clip" if row.clip_index is not None else "action",
             str(row.reason),
         )
         for row in rejects
     )
     return [(*key, count) for key, count in sorted(counts.items(), key=lambda item: (-item[1], item[0]))]
-
-
-def _part(row: Reject) -> str:
-    return "clip" if row.clip_index is not None else "action" if row.action_index is not None else "words"

@@ -368,8 +368,7 @@ def _write_row_tables(
 def _reject_order(reject: Reject) -> tuple[Any, ...]:
     clip = -1 if reject.clip_index is None else reject.clip_index
     action = -1 if reject.action_index is None else reject.action_index
-    word = -1 if reject.word_id is None else reject.word_id
-    return (reject.path, clip, action, word, reject.stage, reject.reason, reject.detail)
+    return (reject.path, clip, action, reject.stage, reject.reason, reject.detail)
 
 
 def _meaning(state: VideoState, steps: tuple[Step, ...], stages: tuple[Stage, ...]) -> NDArray[np.float32] | None:

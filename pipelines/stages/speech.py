@@ -23,7 +23,7 @@ from cookgen.perception.speech import (
     read_audio,
     windows,
 )
-from cookgen.perception.transcript import Unspoken
+from cookgen.perception.transcript import TimedWord, Unspoken
 from cookgen.perception.whisperx import load_whisperx, whisperx_identity
 from cookgen.records import Reason, Reject, Video, Word
 from pipelines.probe import open_container
@@ -138,8 +138,7 @@ def hear(video: Video, *, config: SpeechConfig, tool: Listener) -> Iterator[Word
 
     A video with annotated segments needs no words and gets none. Captions beside the video are believed and Whisper is
     not asked. Rejects of the video: bad_subtitles, no_audio (none, or none that decodes), wrong_language, no_speech.
-    What Whisper gave and nobody spoke is a reject of its own, beside the words: repeated_speech, music,
-    unlikely_speech.
+    What Whisper gave and nobody spoke stands beside the words (Word.unspoken), or in the reject no_speech.
     """
     if video.segments:
         return
@@ -161,23 +160,27 @@ def hear(video: Video, *, config: SpeechConfig, tool: Listener) -> Iterator[Word
     except LanguageError as error:
         yield _reject(video, Reason.WRONG_LANGUAGE, str(error))
         return
-    word_id = 0
+    words = [item for item in transcript.items if isinstance(item, TimedWord)]
+    unspoken: list[list[str]] = [[] for _ in words] or [[]]
+    num_before = 0
     for item in transcript.items:
         if isinstance(item, Unspoken):
-            yield _reject(video, item.reason, _quoted(item), word_id=word_id)
-            continue
+            unspoken[min(num_before, len(unspoken) - 1)].append(_quoted(item))
+        else:
+            num_before += 1
+    for word_id, word in enumerate(words):
         yield Word(
             narrative=video.narrative,
             word_id=word_id,
-            text=item.text,
-            start_s=item.start_s,
-            end_s=item.end_s,
-            probability=item.probability,
+            text=word.text,
+            start_s=word.start_s,
+            end_s=word.end_s,
+            probability=word.probability,
             language=transcript.language,
+            unspoken=tuple(unspoken[word_id]),
         )
-        word_id += 1
-    if not word_id:
-        yield _reject(video, Reason.NO_SPEECH, f"no words heard by {config.model}")
+    if not words:
+        yield _reject(video, Reason.NO_SPEECH, "; ".join([f"no words heard by {config.model}", *unspoken[0]][:4]))
 
 
 def _listen(video: Video, stream: int, tool: Listener) -> Transcript:
@@ -205,13 +208,11 @@ def _watched(
 
 def _quoted(item: Unspoken) -> str:
     words = f"{item.text[:MAX_QUOTED]}…" if len(item.text) > MAX_QUOTED else item.text
-    return f"{item.start_s:.2f}-{item.end_s:.2f} s, {len(item.text.split())} words: {words}"
+    return f"{item.reason}, {item.start_s:.2f}-{item.end_s:.2f} s, {len(item.text.split())} words: {words}"
 
 
-def _reject(video: Video, reason: Reason, detail: str, *, word_id: int | None = None) -> Reject:
-    return Reject(
-        narrative=video.narrative, path=video.path, word_id=word_id, stage="speech", reason=reason, detail=detail
-    )
+def _reject(video: Video, reason: Reason, detail: str) -> Reject:
+    return Reject(narrative=video.narrative, path=video.path, stage="speech", reason=reason, detail=detail)
 
 
 def load(config: SpeechConfig, places: Places) -> Listener:

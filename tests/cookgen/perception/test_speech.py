@@ -25,8 +25,7 @@ from cookgen.perception.speech import (
     read_audio,
     windows,
 )
-from cookgen.perception.transcript import Heard, TimedWord, Unspoken, repaired
-from cookgen.records import Reason
+from cookgen.perception.transcript import Doubt, Heard, TimedWord, Unspoken, repaired
 
 HZ = 48_000
 
@@ -226,8 +225,8 @@ def test_an_improbable_window_is_set_apart(data: Path, whisper: Whisper) -> None
     audio = audio_of(data / "videos/mdn_friday.mp4")
     assert len(words_of(whisper, audio)) > 20
     for changed, reason in (
-        (replace(whisper, log_prob_threshold=-0.01), Reason.UNLIKELY_SPEECH),
-        (replace(whisper, compression_ratio_threshold=0.1), Reason.REPEATED_SPEECH),
+        (replace(whisper, log_prob_threshold=-0.01), Doubt.UNLIKELY),
+        (replace(whisper, compression_ratio_threshold=0.1), Doubt.REPEATED),
     ):
         (item,) = repaired(changed.transcribe(audio), duration_s=len(audio) / RATE_HZ)
         assert isinstance(item, Unspoken) and item.reason is reason and "humor" in item.text

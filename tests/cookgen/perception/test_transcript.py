@@ -9,22 +9,30 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from cookgen.perception.transcript import LOOP_TIMES, LOOP_WORDS, TimedWord, Unspoken, in_order, interpolated, repaired
-from cookgen.records import Reason
+from cookgen.perception.transcript import (
+    LOOP_TIMES,
+    LOOP_WORDS,
+    Doubt,
+    TimedWord,
+    Unspoken,
+    in_order,
+    interpolated,
+    repaired,
+)
 
 times = st.one_of(st.floats(-5, 40), st.sampled_from([math.nan, math.inf, -math.inf, 0.0]))
 texts = st.sampled_from(
     ["a", "stir", "Stir,", " ", "", "[Music]", "[sad", "music]", "♪", "♪la", "(laughs)", "350", "*"]
 )
 spoken = st.builds(TimedWord, texts, times, times, st.floats())
-unspoken = st.builds(Unspoken, st.sampled_from([Reason.MUSIC, Reason.UNLIKELY_SPEECH]), texts, times, times)
+unspoken = st.builds(Unspoken, st.sampled_from([Doubt.MUSIC, Doubt.UNLIKELY]), texts, times, times)
 
 
 def said(text: str, *, step_s: float = 0.5) -> list[TimedWord]:
     return [TimedWord(word, n * step_s, (n + 1) * step_s, 0.9) for n, word in enumerate(text.split())]
 
 
-def kept(text: str) -> tuple[str, list[tuple[Reason, str]]]:
+def kept(text: str) -> tuple[str, list[tuple[Doubt, str]]]:
     items = repaired(said(text), duration_s=1000)
     words = " ".join(item.text for item in items if isinstance(item, TimedWord))
     return words, [(item.reason, item.text) for item in items if isinstance(item, Unspoken)]
@@ -101,18 +109,18 @@ def test_a_word_keeps_the_one_time_that_it_has() -> None:
 @pytest.mark.parametrize(
     ("text", "words", "reason", "gone"),
     [
-        ("[Music] stir the pot", "stir the pot", Reason.MUSIC, "[Music]"),
-        ("stir (upbeat music) the pot", "stir the pot", Reason.MUSIC, "(upbeat music)"),
-        ("now *sizzling* stir", "now stir", Reason.MUSIC, "*sizzling*"),
-        ("♪ la la ♪ stir", "stir", Reason.MUSIC, "♪ la la ♪"),
-        ("♪la la♪ stir", "stir", Reason.MUSIC, "♪la la♪"),
-        ("stir ♪ the pot", "stir the pot", Reason.MUSIC, "♪"),
-        ("stir " + "Thank you. " * 20, "stir Thank you.", Reason.REPEATED_SPEECH, ("Thank you. " * 19).strip()),
-        ("no " * 30 + "stir", "no stir", Reason.REPEATED_SPEECH, ("no " * 29).strip()),
-        ("a b c d " * 4 + "a b stir", "a b c d stir", Reason.REPEATED_SPEECH, "a b c d a b c d a b c d a b"),
+        ("[Music] stir the pot", "stir the pot", Doubt.MUSIC, "[Music]"),
+        ("stir (upbeat music) the pot", "stir the pot", Doubt.MUSIC, "(upbeat music)"),
+        ("now *sizzling* stir", "now stir", Doubt.MUSIC, "*sizzling*"),
+        ("♪ la la ♪ stir", "stir", Doubt.MUSIC, "♪ la la ♪"),
+        ("♪la la♪ stir", "stir", Doubt.MUSIC, "♪la la♪"),
+        ("stir ♪ the pot", "stir the pot", Doubt.MUSIC, "♪"),
+        ("stir " + "Thank you. " * 20, "stir Thank you.", Doubt.REPEATED, ("Thank you. " * 19).strip()),
+        ("no " * 30 + "stir", "no stir", Doubt.REPEATED, ("no " * 29).strip()),
+        ("a b c d " * 4 + "a b stir", "a b c d stir", Doubt.REPEATED, "a b c d a b c d a b c d a b"),
     ],
 )
-def test_loops_and_marks_are_set_apart(text: str, words: str, reason: Reason, gone: str) -> None:
+def test_loops_and_marks_are_set_apart(text: str, words: str, reason: Doubt, gone: str) -> None:
     assert kept(text) == (words, [(reason, gone)])
 
 
@@ -142,8 +150,6 @@ def test_a_phrase_is_a_loop_from_so_many_times_on(phrase: list[str], rounds: int
 
 
 def test_what_is_apart_lies_where_it_was_heard() -> None:
-    items = repaired(
-        [*said("stir"), Unspoken(Reason.UNLIKELY_SPEECH, "mm", math.nan, 99.0), *said("now")[:1]], duration_s=10
-    )
+    items = repaired([*said("stir"), Unspoken(Doubt.UNLIKELY, "mm", math.nan, 99.0), *said("now")[:1]], duration_s=10)
     assert [type(item) for item in items] == [TimedWord, Unspoken, TimedWord]
     assert (items[1].start_s, items[1].end_s) == (0.0, 10.0)
