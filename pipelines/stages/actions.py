@@ -79,7 +79,7 @@ class ActionsConfig:
     max_words: int = 25  # of an utterance, or of what an action of a window may cite
     window_words: int | None = None  # words in a request; None: one utterance, all that a small model can read
     overlap_words: int = 40  # of one window with the next; an action longer than that may be seen by no window whole
-    max_tokens: int = 120  # of an answer on one utterance; on a window so many for every max_words of it
+    max_tokens: int = 120  # of an answer on one utterance; on a window twice as many for every max_words of it
     min_grounded: float = 1.0  # share of an action's words, joining ones aside, that must have been spoken
     # At a time, for one video; a server with one slot gives reproducible answers to one after the other.
     requests_in_flight: int = machinery(1)
@@ -446,7 +446,7 @@ class _Window:
         self.tags = {tag: place for place, word in enumerate(self.words) if (tag := _tag(word))}
         # The same words may be spoken elsewhere: the answer repeats this, so that it can be for no other question.
         self.name = digest([narrative, begin, [word.text for word in self.words]])[:8]
-        self.max_tokens = -(-len(self.words) // config.max_words) * config.max_tokens
+        self.max_tokens = 2 * config.max_tokens * -(-len(self.words) // config.max_words)
 
     def text(self) -> str:
         """What is shown: an utterance a line, each word with its id."""
