@@ -10,8 +10,8 @@ numbers a small model loses the sentence, while in the answer it has only to cop
 
 Windows (`window_words`, for models that can read them): a request holds overlapping stretches of the transcript with
 all ids shown; the answer is a list, in which talk is named as well. An action's words, those that carry no content
-aside, must be among the words that it cites, or beside them in the same utterance. Each spoken word ends in exactly one row: that of an action or that of a
-reject (`settle`).
+aside, must be among the words that it cites, or beside them in the same utterance. Each spoken word ends in exactly one
+row: that of an action or that of a reject (`settle`).
 
 There is no way from the speech to an action but through an answer that holds: no fallback to what was said.
 """
@@ -483,8 +483,8 @@ class _Window:
         it repeats of the utterance before them ("whisk them": the eggs) is spoken, too, but no part of it.
         """
         first, last = sorted((self.tags[item["first"]], self.tags[item["last"]]))
-        text = " ".join("".join(letter if letter.isprintable() else " " for letter in item["action"]).split())
-        text = text.rstrip(".")
+        text = re.sub(r":\d+\b", "", item["action"])  # some copy the ids as well
+        text = " ".join("".join(letter if letter.isprintable() else " " for letter in text).split()).rstrip(".")
         if text.lower() == NO_ACTION:
             return Claim(self.begin + first, self.begin + last + 1, Reason.NOT_AN_ACTION)
         said = [bare for word in text.split() if (bare := _bare(word))]

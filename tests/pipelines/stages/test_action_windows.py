@@ -266,6 +266,7 @@ def test_what_is_shown_are_the_windows_words_with_their_ids_and_nothing_that_cou
     [
         ("then:0", "slices:6", "cut the onion into slices", None),
         ("slices:6", "then:0", "Cut onions in slices.", None),
+        ("then:0", "slices:6", "cut:2 the:3 onion:4", None),
         ("then:0", "onion:4", "cut the onion into slices", None),  # models cite too few
         ("then:0", "onion:4", "cut the onion and cream", "2 of 3 words"),  # which is said in another sentence
         ("cut:2", "onion:4", "cut the onion", (2, 5)),
