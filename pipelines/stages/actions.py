@@ -10,8 +10,13 @@ numbers a small model loses the sentence, while in the answer it has only to cop
 
 Windows (`window_words`, for models that can read them): a request holds overlapping stretches of the transcript with
 all ids shown; the answer is a list, in which talk is named as well. An action's words, those that carry no content
+<<<<<<< HEAD
 aside, must be among the words that it cites, or beside them in the same utterance. Each spoken word ends in exactly
 one row: that of an action or that of a reject (`settle`).
+=======
+aside, must be among the words that it cites, or beside them in the same utterance. Each spoken word ends in exactly one
+row: that of an action or that of a reject (`settle`).
+>>>>>>> actions
 
 There is no way from the speech to an action but through an answer that holds: no fallback to what was said.
 """
@@ -79,7 +84,7 @@ class ActionsConfig:
     max_words: int = 25  # of an utterance, or of what an action of a window may cite
     window_words: int | None = None  # words in a request; None: one utterance, all that a small model can read
     overlap_words: int = 40  # of one window with the next; an action longer than that may be seen by no window whole
-    max_tokens: int = 120  # of an answer on one utterance; on a window so many for every max_words of it
+    max_tokens: int = 120  # of an answer on one utterance; on a window twice as many for every max_words of it
     min_grounded: float = 1.0  # share of an action's words, joining ones aside, that must have been spoken
     # At a time, for one video; a server with one slot gives reproducible answers to one after the other.
     requests_in_flight: int = machinery(1)
@@ -446,7 +451,7 @@ class _Window:
         self.tags = {tag: place for place, word in enumerate(self.words) if (tag := _tag(word))}
         # The same words may be spoken elsewhere: the answer repeats this, so that it can be for no other question.
         self.name = digest([narrative, begin, [word.text for word in self.words]])[:8]
-        self.max_tokens = -(-len(self.words) // config.max_words) * config.max_tokens
+        self.max_tokens = 2 * config.max_tokens * -(-len(self.words) // config.max_words)
 
     def text(self) -> str:
         """What is shown: an utterance a line, each word with its id."""
@@ -483,8 +488,8 @@ class _Window:
         it repeats of the utterance before them ("whisk them": the eggs) is spoken, too, but no part of it.
         """
         first, last = sorted((self.tags[item["first"]], self.tags[item["last"]]))
-        text = " ".join("".join(letter if letter.isprintable() else " " for letter in item["action"]).split())
-        text = text.rstrip(".")
+        text = re.sub(r":\d+\b", "", item["action"])  # some copy the ids as well
+        text = " ".join("".join(letter if letter.isprintable() else " " for letter in text).split()).rstrip(".")
         if text.lower() == NO_ACTION:
             return Claim(self.begin + first, self.begin + last + 1, Reason.NOT_AN_ACTION)
         said = [bare for word in text.split() if (bare := _bare(word))]

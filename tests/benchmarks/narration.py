@@ -113,6 +113,8 @@ def measure(
             say(video=truth.source.path, found=[(row.start_s, row.end_s, row.text, row.raw_text) for row in found])
     results = [state.whole[actions.NAME] for state in states if actions.NAME in state.results]
     rejects = [reject for result in results for reject in result.rejects]
+    if show:
+        say(rejects=[(reject.narrative, reject.reason.value, reject.detail) for reject in rejects])
     say(
         bench="narration",
         videos=f"{len(truths)} {group}",
@@ -163,7 +165,7 @@ def main(
         threads: Of the server that is started here.
         num_kitchens: How many kitchens to render, of which two tell nothing; 0: none.
         kitchens_folder: Where they are, or are made.
-        show: Print every action as well.
+        show: Print every action and reject as well.
     """
     say(
         commit=subprocess.run(

@@ -203,11 +203,11 @@ def test_many_threads_may_ask_at_once() -> None:
     together = threading.Barrier(8)
 
     def answer(request: dict[str, Any], number: int) -> Reply:
-        together.wait(10)  # eight at a time, or none gets an answer
+        together.wait(60)  # eight at a time, or none gets an answer
         return Reply(json.dumps({"n": int(request["messages"][0]["content"]) % 5}))
 
     with chat_server(answer) as server:
-        chat = model(server, patience_s=0)
+        chat = model(server, timeout_s=60, patience_s=0)
         with ThreadPoolExecutor(8) as pool:
             said = list(
                 pool.map(

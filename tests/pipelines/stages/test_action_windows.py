@@ -266,6 +266,7 @@ def test_what_is_shown_are_the_windows_words_with_their_ids_and_nothing_that_cou
     [
         ("then:0", "slices:6", "cut the onion into slices", None),
         ("slices:6", "then:0", "Cut onions in slices.", None),
+        ("then:0", "slices:6", "cut:2 the:3 onion:4", None),
         ("then:0", "onion:4", "cut the onion into slices", None),  # models cite too few
         ("then:0", "onion:4", "cut the onion and cream", "2 of 3 words"),  # which is said in another sentence
         ("cut:2", "onion:4", "cut the onion", (2, 5)),
@@ -507,4 +508,5 @@ def test_a_hundred_thousand_words_are_asked_in_as_many_small_requests_as_they_ne
         rows = asked(server, words, config, timeout_s=60)
     assert len(actions_of(rows)) == 2000 * len(TOLD)
     assert max(num_bytes) < 20_000
-    assert is_partition(rows, len(words)) or config.window_words is None
+    if config.window_words is not None:
+        assert is_partition(rows, len(words))
