@@ -10,13 +10,8 @@ numbers a small model loses the sentence, while in the answer it has only to cop
 
 Windows (`window_words`, for models that can read them): a request holds overlapping stretches of the transcript with
 all ids shown; the answer is a list, in which talk is named as well. An action's words, those that carry no content
-<<<<<<< HEAD
 aside, must be among the words that it cites, or beside them in the same utterance. Each spoken word ends in exactly
 one row: that of an action or that of a reject (`settle`).
-=======
-aside, must be among the words that it cites, or beside them in the same utterance. Each spoken word ends in exactly one
-row: that of an action or that of a reject (`settle`).
->>>>>>> actions
 
 There is no way from the speech to an action but through an answer that holds: no fallback to what was said.
 """
