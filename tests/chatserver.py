@@ -74,6 +74,7 @@ def chat_server(answer: Callable[[dict[str, Any], int], Reply]) -> Iterator[Chat
             self.send_response(reply.status)
             self.send_header("Content-Type", "application/json")
             self.send_header("Content-Length", str(len(body)))
+            self.send_header("Connection", "close")  # or the client asks again where nobody listens any more
             self.end_headers()
             if reply.dribble_s:
                 for byte in body:

@@ -4,10 +4,8 @@ from __future__ import annotations
 
 import inspect
 import json
-import sys
 from dataclasses import dataclass
 from importlib import import_module
-from importlib.util import find_spec
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -152,9 +150,6 @@ def _pipeline_class(model: str, path: Path) -> tuple[Any, dict[str, Any]]:
             f"{model}: its _class_name is {found!r}; wanted: an image-to-video pipeline of diffusers with a prompt, "
             "such as WanImageToVideoPipeline"
         )
-    # Some pipelines clean prompts with a package that diffusers does not require, and fail in the middle without it.
-    if hasattr(sys.modules[kind.__module__], "is_ftfy_available") and find_spec("ftfy") is None:
-        raise ModelError(f"{model}: {found} needs the package ftfy; run `pip install ftfy`")
     # Loaded by the pipeline itself, a network's missing weights would be made up at random.
     parts = {}
     for name in inspect.signature(kind.__init__).parameters:

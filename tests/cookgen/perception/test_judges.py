@@ -146,7 +146,7 @@ def test_a_fault_that_passes_is_asked_again(fault: Reply) -> None:
 def test_a_server_that_keeps_failing_ends_the_run_and_is_named() -> None:
     with chat_server(lambda request, number: Reply(status=500, body=b"boom")) as server:
         judges = load_judges(config(server, patience_s=0.3))
-        with pytest.raises(ModelServerError, match=r"checks\.judges, Org/Judge-0: .*500"):
+        with pytest.raises(ModelServerError, match=r"evidence\.judges, Org/Judge-0: .*500"):
             ask_judges(judges, frames("red"), "A red tomato.")
 
 
