@@ -67,6 +67,7 @@ from pipelines.stage import Places, Stage, VideoState
 NAME = "shards"
 VERSION = 3  # 2: the card names a licence of the Hub; 3: shards.require, recipe_elsewhere
 SPLITS = ("train", "val")  # always listed, also when empty
+_COPY_BYTES = 2**24  # a member is written whole, not in tarfile's steps of 16 kB
 
 
 class Requirement(NamedTuple):
@@ -440,15 +441,15 @@ def _remove_stale(out: Path, keep: set[str]) -> None:
 
 
 class _HashedFile:
-    """A file that is written once, front to back, and digested on the way."""
+    """A file that is written once, front to back, and digested on the way, by a thread of its own."""
 
-    def __init__(self, stream: IO[bytes]) -> None:
-        self._stream = stream
+    def __init__(self, stream: IO[bytes], thread: ThreadPoolExecutor) -> None:
+        self._stream, self._thread = stream, thread
         self._hash = hashlib.sha256()
         self.num_bytes = 0
 
     def write(self, data: bytes) -> int:
-        self._hash.update(data)
+        self._thread.submit(self._hash.update, data)
         self.num_bytes += len(data)
         return self._stream.write(data)
 
@@ -456,22 +457,24 @@ class _HashedFile:
         return self.num_bytes
 
     def sha256(self) -> str:
-        return self._hash.hexdigest()
+        return self._thread.submit(self._hash.hexdigest).result()
 
 
 def _write_shard(
     path: str, narratives: Iterable[tuple[Step, ...]], *, places: Places, out: Path, statistics: Statistics
 ) -> tuple[Shard, list[Narrative]]:
-    """One tar file; at most two media in memory at a time."""
+    """One tar file; at most three media in memory at a time: one is read and proved, and what was written is digested,
+    by one other thread while this one writes."""
     rows = []
-    with atomic_path(out / path) as temporary, temporary.open("wb") as stream:
-        file = _HashedFile(stream)
-        with tarfile.open(fileobj=file, mode="w", format=tarfile.PAX_FORMAT) as tar:  # type: ignore[call-overload]
+    with atomic_path(out / path) as temporary, temporary.open("wb") as stream, ThreadPoolExecutor(1) as thread:
+        file = _HashedFile(stream, thread)
+        options: dict[str, Any] = {"format": tarfile.PAX_FORMAT, "copybufsize": _COPY_BYTES}
+        with tarfile.open(fileobj=file, mode="w", **options) as tar:  # type: ignore[call-overload]
             for steps in narratives:
                 start = file.num_bytes
                 names = [name for step in steps for name in _names(step)]
                 contents = (content for step in steps for content in _contents(step, places))
-                for name, content in zip(names, _ahead(contents), strict=True):
+                for name, content in zip(names, _ahead(contents, thread), strict=True):
                     tar.addfile(tar_member(name, len(content)), io.BytesIO(content))
                 for step in steps:
                     statistics.add(step.sample)
@@ -485,9 +488,10 @@ def _write_shard(
                         num_bytes=file.num_bytes - start,
                     )
                 )
+        sha256 = file.sha256()
     shard = Shard(
         path=path,
-        sha256=file.sha256(),
+        sha256=sha256,
         num_bytes=file.num_bytes,
         num_narratives=len(rows),
         num_clips=sum(row.num_steps for row in rows),
@@ -495,13 +499,12 @@ def _write_shard(
     return shard, rows
 
 
-def _ahead(contents: Iterator[bytes]) -> Iterator[bytes]:
-    """The same in the same order; another thread reads and proves the next one while this one is written."""
-    with ThreadPoolExecutor(1) as reader:
-        coming = reader.submit(next, contents, None)
-        while (content := coming.result()) is not None:
-            coming = reader.submit(next, contents, None)
-            yield content
+def _ahead(contents: Iterator[bytes], thread: ThreadPoolExecutor) -> Iterator[bytes]:
+    """The same in the same order; the thread reads and proves the next one while this one is written."""
+    coming = thread.submit(next, contents, None)
+    while (content := coming.result()) is not None:
+        coming = thread.submit(next, contents, None)
+        yield content
 
 
 def _names(step: Step) -> list[str]:
