@@ -98,8 +98,8 @@ class ChatModel:
                 where = f"server at {self.urls[0]} has" if len(self.urls) == 1 else f"servers at {self.urls} have"
                 raise ModelServerError(
                     f"the language model {where} failed for {now - all_failed_at:.0f} s; "
-                    f"last: {trouble}. Start it, or set actions.endpoint (of a judge: evidence.judges.endpoints) to one "
-                    "that runs; what was done is kept."
+                    f"last: {trouble}. Start it, or set actions.endpoint (of a judge: evidence.judges.endpoints) to "
+                    "one that runs; what was done is kept."
                 ) from trouble
             time.sleep(pause_s)
             pause_s = min(2 * pause_s, 5.0)
