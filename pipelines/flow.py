@@ -8,9 +8,10 @@ import shutil
 import socket
 import tempfile
 from collections import Counter
-from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass, field, replace
+from functools import cache
 from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
@@ -35,7 +36,7 @@ from pipelines.sources import demo, howto100m, ledger
 from pipelines.sources.coverage import write_coverage
 from pipelines.sources.fetch import fetch_videos, fetched_folder, links_path
 from pipelines.sources.places import FetchPlace, Missing, open_places
-from pipelines.stage import Places, Stage, VideoState, failure, key_of, lineage_of, pending, resume
+from pipelines.stage import Known, Places, Stage, VideoState, failure, key_of, lineage_of, pending, resume
 from pipelines.stages import actions, captions, checks, clips, evidence, matches, shards, speech, videos
 from pipelines.store import Store, claim, is_locked, locked, media_folder, require_space
 
@@ -315,9 +316,30 @@ class _Finished(Sequence[VideoState]):
         return len(self._sources)
 
     def __getitem__(self, index: Any) -> Any:
-        state = self._store.state(self._sources[index], self._stages)
+        return VideoState(self._sources[index], _WhenAsked(lambda: self._results(self._sources[index])))
+
+    def _results(self, source: SourceVideo) -> Mapping[str, Known]:
+        state = self._store.state(source, self._stages)
         failed = _failed_stage(state, self._stages, self._store)
-        return state if failed is None else state.with_result(failure(failed[0], state, self._stages, failed[1]))
+        if failed is not None:
+            state = state.with_result(failure(failed[0], state, self._stages, failed[1]))
+        return state.results
+
+
+class _WhenAsked(Mapping[str, Known]):
+    """A video's results, read when the first of them is asked for: who wants its name alone reads none."""
+
+    def __init__(self, read: Callable[[], Mapping[str, Known]]) -> None:
+        self._found = cache(read)
+
+    def __getitem__(self, stage: str) -> Known:
+        return self._found()[stage]
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._found())
+
+    def __len__(self) -> int:
+        return len(self._found())
 
 
 def _failed_stage(state: VideoState, stages: tuple[Stage, ...], store: Store) -> tuple[Stage, str] | None:

@@ -118,8 +118,11 @@ class Store:
 
     def get(self, stage: Stage, key: str) -> Result | None:
         """The whole result under this key, or None."""
+        return None if self.known(stage, key) is None else self._read(stage, key)
+
+    def _read(self, stage: Stage, key: str) -> Result:
         waiting = self._waiting.get((stage.name, key))
-        if waiting is not None or self.known(stage, key) is None:
+        if waiting is not None:
             return waiting
         _, place = self._index[stage.name, key]
         return Result.from_json(self._group(place.part, place.group)[place.row], stage)
@@ -128,12 +131,12 @@ class Store:
         """The video with all results that are kept of it, whole. Their keys come from what is known of them: to digest
         the rows again would take longer than to read them."""
         known = resume(source, stages, find=self.known).results
-        found = [self.get(stage, known[stage.name].key) for stage in stages if stage.name in known]
-        return VideoState(source, {result.stage: result.at(source.path) for result in found if result is not None})
+        found = [self._read(stage, known[stage.name].key) for stage in stages if stage.name in known]
+        return VideoState(source, {result.stage: result.at(source.path) for result in found})
 
     def _is_whole(self, medium: str) -> bool:
         name, num_bytes = medium.split()
-        if self._in_bucket.get(_name_of(name)) == int(num_bytes):
+        if self._in_bucket and self._in_bucket.get(_name_of(name)) == int(num_bytes):
             return True
         try:
             return self._path_of(name).stat().st_size == int(num_bytes)
