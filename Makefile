@@ -48,8 +48,9 @@ cluster-down: $(READY)  ## end it
 test: $(READY)  ## run the tests
 	CUDA_VISIBLE_DEVICES= $(BIN)/python -m pytest -n 2 --dist loadfile -m "not full and not gpu and not vllm and not whisperx"
 
-test-full: $(READY)  ## run the tests, the long ones too
+test-full: $(READY)  ## run the tests, the long ones too, and those with vLLM and WhisperX in their own environments
 	CUDA_VISIBLE_DEVICES= $(BIN)/python -m pytest -n 2 --dist loadfile -m "not gpu and not vllm and not whisperx"
+	$(MAKE) vllm-test whisperx-test
 
 vllm-env: $(VLLM)/.ready  ## make .venv-vllm: vLLM in an environment of its own, its CPU build where there is no NVIDIA GPU
 
