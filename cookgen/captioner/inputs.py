@@ -12,7 +12,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, fields, replace
+from dataclasses import dataclass, replace
 
 import numpy as np
 import torch
@@ -20,6 +20,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from cookgen.captioner.captions import Example
+from cookgen.dataset.torch_loader import TensorBatch
 from cookgen.errors import InputError, ModelError
 from cookgen.perception.caption_models.llava_next import ClipInputs
 
@@ -99,7 +100,7 @@ class CaptionInputs:
 
 
 @dataclass(frozen=True)
-class Batch:
+class Batch(TensorBatch):
     """Clips with their captions, padded at the end."""
 
     ids_BL: Tensor
@@ -111,16 +112,6 @@ class Batch:
     counts: Mapping[str, int]
     num_tokens: int
     left_out: Mapping[str, int]
-
-    def to(self, device: torch.device) -> Batch:
-        """The same batch there."""
-        tensors = {item.name: getattr(self, item.name) for item in fields(self) if item.type == "Tensor"}
-        return replace(self, **{name: value.to(device, non_blocking=True) for name, value in tensors.items()})
-
-    def pin_memory(self) -> Batch:
-        """The same batch where a GPU can fetch it by itself; torch's DataLoader calls it."""
-        tensors = {item.name: getattr(self, item.name) for item in fields(self) if item.type == "Tensor"}
-        return replace(self, **{name: value.pin_memory() for name, value in tensors.items()})
 
     def without_rows(self) -> Batch:
         """As large, and nothing learned: for a rank that must keep step with others."""

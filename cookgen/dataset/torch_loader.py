@@ -15,10 +15,10 @@ from __future__ import annotations
 import logging
 import os
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields, replace
 from functools import cached_property
 from itertools import islice
-from typing import Any, Literal, NamedTuple, Protocol, get_args
+from typing import Any, Literal, NamedTuple, Protocol, Self, get_args
 
 import numpy as np
 import torch
@@ -32,6 +32,24 @@ from cookgen.files import digest
 
 OnError = Literal["raise", "skip"]
 _LOG = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class TensorBatch:
+    """A batch whose fields are tensors, and what is said about them: what a task's `collate` may make."""
+
+    def to(self, device: torch.device) -> Self:
+        """The same batch there."""
+        return self._each(lambda tensor: tensor.to(device, non_blocking=True))
+
+    def pin_memory(self) -> Self:
+        """The same batch where a GPU can fetch it by itself; torch's DataLoader calls it."""
+        return self._each(torch.Tensor.pin_memory)
+
+    def _each(self, change: Callable[[torch.Tensor], torch.Tensor]) -> Self:
+        found = {item.name: getattr(self, item.name) for item in fields(self)}
+        tensors = {name: value for name, value in found.items() if isinstance(value, torch.Tensor)}
+        return replace(self, **{name: change(tensor) for name, tensor in tensors.items()})
 
 
 class Items(Protocol):

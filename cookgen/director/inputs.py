@@ -17,7 +17,7 @@ before them, N tokens an image, W width of z.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, fields, replace
+from dataclasses import dataclass, replace
 from typing import Any, Protocol
 
 import numpy as np
@@ -25,6 +25,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from cookgen.dataset.torch_loader import TensorBatch
 from cookgen.director.config import DirectorConfig
 from cookgen.errors import FormatError, ModelError, ShapeError
 
@@ -356,7 +357,7 @@ class NarrativeInputs:
 
 
 @dataclass(frozen=True)
-class Batch:
+class Batch(TensorBatch):
     """Documents packed into rows; the mask keeps them apart. Indices are into R * L positions."""
 
     ids_RL: Tensor
@@ -374,16 +375,6 @@ class Batch:
     counts: Mapping[str, int]
     num_tokens: int
     left_out: Mapping[str, int]
-
-    def to(self, device: torch.device) -> Batch:
-        """The same batch there."""
-        tensors = {item.name: getattr(self, item.name) for item in fields(self) if item.type == "Tensor"}
-        return replace(self, **{name: value.to(device, non_blocking=True) for name, value in tensors.items()})
-
-    def pin_memory(self) -> Batch:
-        """The same batch where a GPU can fetch it by itself; torch's DataLoader calls it."""
-        tensors = {item.name: getattr(self, item.name) for item in fields(self) if item.type == "Tensor"}
-        return replace(self, **{name: value.pin_memory() for name, value in tensors.items()})
 
     def without_rows(self) -> Batch:
         """As large, and nothing learned or measured: for a rank that must keep step with others."""
