@@ -25,6 +25,7 @@ os.environ.setdefault("RAY_AUTH_MODE", "disabled")
 os.environ.setdefault("RAY_BACKEND_LOG_LEVEL", "fatal")  # advice to Ray's developers, on our user's terminal
 os.environ["RAY_ENABLE_AUTO_CONNECT"] = "0"  # a late thread must not start a second Ray
 
+import psutil
 import ray
 import ray.data
 import ray.util.metrics
@@ -45,6 +46,7 @@ _POLL_SECONDS = 0.5
 _MAX_ATTEMPTS = 3  # at a video whose worker dies each time; Ray alone would try it for ever
 _MAX_BLOCKS = 1000  # of videos that travel together
 _SEND_SECONDS = 0.2
+_END_SECONDS = 2.0  # for a run that goes no further to end politely
 _OBJECT_STORE_BYTES = 256 * 2**20  # rows are small; a local Ray would take a third of the memory
 logging.getLogger("ray.data").setLevel(logging.ERROR)
 _CHECKOUT = Path(__file__).resolve().parents[1]
@@ -242,19 +244,60 @@ def run(
     _connect(address)
     if threading.current_thread() is threading.main_thread():
         signal.signal(signal.SIGTERM, on_term)  # ray.init has put its own in its place
+    here = NodeAffinitySchedulingStrategy(ray.get_runtime_context().get_node_id(), soft=False)
+    texts = [canonical_json(source.to_json()) for source in sources]
+    writer = (
+        ray.remote(_StoreWriter)
+        .options(num_cpus=0, scheduling_strategy=here)
+        .remote(out, places.bucket, stages, texts, failures, trace)
+    )
+    consumer = _Consumer(len(sources), stages, places, writer)
     try:
-        _run(sources, stages, out=out, places=places, failures=failures, trace=trace, show=show)
+        consumer.start()
+        while consumer.is_alive():
+            consumer.join(_POLL_SECONDS)
+            show(_answer(writer.tallies.remote()))
+        _answer(writer.flush.remote())
+        if consumer.error is not None:
+            raise _answer(writer.failure.remote()) or consumer.error
     except BaseException as error:
         logging.getLogger("ray.data").setLevel(logging.CRITICAL + 1)  # one line of ours says it
         known = _known(error)
-        if isinstance(known, EngineError) and address is None:  # a polite end would wait for what is dead
-            ray._private.worker.global_worker.node.kill_all_processes(check_alive=False, allow_graceful=False)
-        else:
-            ray.shutdown()
+        _end(writer, consumer, is_local=address is None, is_dead=isinstance(known, EngineError))
         if known is error:
             raise
         raise known from error
     ray.shutdown()
+
+
+def _end(writer: Any, consumer: threading.Thread, *, is_local: bool, is_dead: bool) -> None:
+    """Ends a run that goes no further. Not by ray.shutdown while Ray Data goes on: its next call would end this
+    process at once and without a word, the model servers and Ray's own processes left behind."""
+    if not is_dead:
+        with contextlib.suppress(ray.exceptions.RayError):
+            ray.get(writer.flush.remote(), timeout=_END_SECONDS)
+    if is_local and (is_dead or consumer.is_alive()):
+        _kill_ray()
+        return
+    with contextlib.suppress(ray.exceptions.RayError):
+        ray.kill(writer)  # nothing goes on without it
+    consumer.join(_END_SECONDS)
+    if not consumer.is_alive():  # else a worker is busy for longer, and ends with this process
+        ray.shutdown()
+
+
+def _kill_ray() -> None:
+    """Kills the local Ray, its workers first: those that only just start would look for the raylet for half a minute.
+    A polite end would wait for what may be dead."""
+    node = ray._private.worker.global_worker.node
+    for raylet in node.all_processes.get(ray_constants.PROCESS_TYPE_RAYLET, ()):
+        with contextlib.suppress(psutil.NoSuchProcess):
+            family = psutil.Process(raylet.process.pid)
+            family.suspend()  # no more workers
+            for process in family.children(recursive=True):
+                with contextlib.suppress(psutil.NoSuchProcess):
+                    process.kill()
+    node.kill_all_processes(check_alive=False, allow_graceful=False)
 
 
 def _known(error: BaseException) -> BaseException:
@@ -305,41 +348,20 @@ def _no_cluster(address: str) -> UsageError:
     )
 
 
-def _run(
-    sources: Sequence[SourceVideo],
-    stages: tuple[Stage, ...],
-    *,
-    out: Path,
-    places: Places,
-    failures: FailuresConfig,
-    trace: Trace,
-    show: Callable[[dict[str, Tally]], None],
-) -> None:
-    here = NodeAffinitySchedulingStrategy(ray.get_runtime_context().get_node_id(), soft=False)
-    texts = [canonical_json(source.to_json()) for source in sources]
-    writer = (
-        ray.remote(_StoreWriter)
-        .options(num_cpus=0, scheduling_strategy=here)
-        .remote(out, places.bucket, stages, texts, failures, trace)
-    )
-    errors: list[BaseException] = []
+class _Consumer(threading.Thread):
+    """Takes what Ray Data yields, beside the main thread, which shows progress and stays open to Ctrl-C."""
 
-    def consume() -> None:
+    def __init__(self, num_videos: int, stages: tuple[Stage, ...], places: Places, writer: Any) -> None:
+        super().__init__(daemon=True)
+        self._chain = _chain(num_videos, stages, places, writer)
+        self.error: BaseException | None = None
+
+    def run(self) -> None:
         try:
-            for _ in _chain(len(sources), stages, places, writer):
+            for _ in self._chain:
                 pass
-        except BaseException as error:  # noqa: BLE001 - carried to the main thread below
-            errors.append(error)
-
-    # Ray Data is consumed beside the main thread, which shows progress and stays open to Ctrl-C.
-    consumer = threading.Thread(target=consume, daemon=True)
-    consumer.start()
-    while consumer.is_alive():
-        consumer.join(_POLL_SECONDS)
-        show(_answer(writer.tallies.remote()))
-    _answer(writer.flush.remote())
-    if errors:
-        raise _answer(writer.failure.remote()) or errors[0]
+        except BaseException as error:  # noqa: BLE001 - raised in the main thread
+            self.error = error
 
 
 def _answer(reference: Any) -> Any:

@@ -83,13 +83,13 @@ def make_videos(folder: Path, config: DemoConfig) -> None:
         for index in range(config.num_videos)
         if not _is_whole(folder, config, index, digests if isinstance(digests, dict) else {})
     ]
-    with ThreadPoolExecutor(config.workers) as threads:
-        try:
-            for done in [threads.submit(_in_own_process, folder, config, index) for index in missing]:
-                done.result()
-        except BaseException:
-            threads.shutdown(wait=False, cancel_futures=True)
-            raise
+    threads = ThreadPoolExecutor(config.workers)
+    try:
+        for done in [threads.submit(_in_own_process, folder, config, index) for index in missing]:
+            done.result()
+    finally:
+        # Not waited for after Ctrl-C: what still renders ends with this process.
+        threads.shutdown(wait=False, cancel_futures=True)
     content = {
         "videos": [_key(config, index) for index in range(config.num_videos)],
         "files": {name: file_sha256(folder / name) for name in sorted(wanted)},
