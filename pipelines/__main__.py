@@ -54,7 +54,7 @@ def run(
         annotations: YouCook2's annotation JSON, or HowTo100M's CSV.
         captions: HowTo100M's raw_caption.json; without it videos are listened to.
         out: The folder of the shard set.
-        profile: Which set of models and sizes: embedded.
+        profile: Which set of models and sizes: embedded, gpu or cluster.
         ray: Address of a Ray cluster; this machine alone without it.
         engine: ray, or inline for a plain loop without Ray.
         settings: Values by dotted name, for example clips.max_s=20; --show-config lists them all.

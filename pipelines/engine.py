@@ -18,6 +18,7 @@ import time
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
+from types import FrameType
 from typing import Any
 
 os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
@@ -253,10 +254,13 @@ def run(
     )
     consumer = _Consumer(len(sources), stages, places, writer)
     try:
-        consumer.start()
-        while consumer.is_alive():
-            consumer.join(_POLL_SECONDS)
-            show(_answer(writer.tallies.remote()))
+        with _interrupts() as interrupts:
+            consumer.start()
+            while consumer.is_alive():
+                consumer.join(_POLL_SECONDS)
+                show(_answer(writer.tallies.remote()))
+                if interrupts:
+                    raise KeyboardInterrupt
         _answer(writer.flush.remote())
         if consumer.error is not None:
             raise _answer(writer.failure.remote()) or consumer.error
@@ -268,6 +272,28 @@ def run(
             raise
         raise known from error
     ray.shutdown()
+
+
+@contextlib.contextmanager
+def _interrupts() -> Iterator[list[int]]:
+    """The SIGINTs and SIGTERMs that come meanwhile: what their handlers raise inside a call of Ray's may be lost."""
+    came: list[int] = []
+    handlers = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
+
+    def note(number: int, frame: FrameType | None) -> None:
+        came.append(number)
+        handlers[signal.Signals(number)](number, frame)  # type: ignore[operator, misc]
+
+    noted = [number for number, handler in handlers.items() if callable(handler)]
+    if threading.current_thread() is not threading.main_thread():
+        noted = []  # they never come here
+    for number in noted:
+        signal.signal(number, note)
+    try:
+        yield came
+    finally:
+        for number in noted:
+            signal.signal(number, handlers[number])
 
 
 def _end(writer: Any, consumer: threading.Thread, *, is_local: bool, is_dead: bool) -> None:
@@ -378,6 +404,23 @@ def _dead(what: str, error: Exception | None = None) -> EngineError:
     return EngineError(f"{what}{why}; what was done is kept, the same command goes on from there")
 
 
+def _gpu_share(stages: tuple[Stage, ...]) -> float:
+    """How much of a GPU a stage's worker gets that wants a whole one: a single GPU holds one of each such stage.
+
+    Raises UsageError where there is no GPU: Ray would wait for one for ever.
+    """
+    wanting = [stage for stage in stages if stage.needs.gpus]
+    if not wanting:
+        return 0.0
+    gpus = [node["Resources"].get("GPU", 0) for node in ray.nodes() if node["Alive"]]
+    if not any(gpus):
+        names = " and ".join(stage.name for stage in wanting)
+        settings = " ".join(f"{stage.name}.device=cpu" for stage in wanting)
+        raise UsageError(f"{names} should run on a GPU, and Ray sees none here; use --set {settings}")
+    smallest = float(min(filter(None, gpus)))
+    return round(min(1.0, smallest / sum(stage.needs.gpus for stage in wanting)), 4)
+
+
 def _chain(num_videos: int, stages: tuple[Stage, ...], places: Places, writer: Any) -> Iterator[Any]:
     context = ray.data.DataContext.get_current()
     context.enable_progress_bars = False
@@ -391,15 +434,16 @@ def _chain(num_videos: int, stages: tuple[Stage, ...], places: Places, writer: A
     # Every pool holds at least one worker, and one node must have room for them all, for the others may be lost: where
     # it is small, the shares of a core must be smaller.
     share = min(1.0, 0.9 * smallest / sum(stage.needs.cpus for stage in stages))
+    gpu_share = _gpu_share(stages)
     for number, stage in enumerate(stages):
         most = stage.needs.workers or max(1, num_cpus // 4)
         pool = ray.data.ActorPoolStrategy(min_size=1, max_size=most)
         dataset = dataset.map_batches(
             _StageWorker,
             fn_constructor_args=(number, stages, places, writer),
-            batch_size=None,
+            batch_size=1 if stage.needs.gpus else None,  # whole blocks; for a GPU Ray Data wants a number
             num_cpus=round(share * stage.needs.cpus, 4),
-            num_gpus=stage.needs.gpus or None,
+            num_gpus=gpu_share * stage.needs.gpus or None,
             runtime_env={"py_executable": stage.needs.python} if stage.needs.python else None,
             compute=pool,
             label_selector=beside_driver if stage.name in places.endpoints else None,

@@ -108,7 +108,7 @@ def main() -> None:
     options = parser.parse_args()
     say(cores=os.cpu_count(), machine=platform.machine(), python=platform.python_version(), **vars(options))
 
-    config = ActionsConfig()
+    config = ActionsConfig(requests_in_flight=options.in_flight)
     video, words = speech(options.sentences)
     requests = recorded(video, words, config)
     server = ServerConfig(kind=options.kind, replicas=options.replicas)

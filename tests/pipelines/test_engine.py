@@ -6,9 +6,12 @@ import contextlib
 import errno
 import json
 import os
+import re
+import subprocess
 import sys
+import tempfile
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -337,6 +340,31 @@ def test_a_row_of_another_video_is_a_mistake_that_is_seen(tmp_path: Path) -> Non
     stages = (Stage(**{**vars(STAGES[0]), "run": swap}),)
     with pytest.raises(AssertionError, match="a row of toy-other among those of toy-0"):
         list(inline.run(sources(1), stages, results=Store(tmp_path), places=places(tmp_path)))
+
+
+def test_a_stage_for_a_gpu_that_is_not_there_is_said_at_once(tmp_path: Path) -> None:
+    stages = tuple(replace(stage, needs=replace(stage.needs, gpus=1.0)) for stage in STAGES[:2])
+    with pytest.raises(UsageError, match=r"videos and speech should run on a GPU, .* --set videos.device=cpu speech"):
+        run_ray(tmp_path, sources(2), stages)
+
+
+@pytest.mark.full
+def test_two_stages_share_one_gpu(tmp_path: Path) -> None:
+    stages = tuple(replace(stage, needs=replace(stage.needs, gpus=1.0)) for stage in STAGES[:2])
+    node = [str(Path(sys.executable).with_name("ray")), "start", "--head", "--num-gpus=1", "--port=0", "--block"]
+    node += ["--node-ip-address=127.0.0.1", "--include-dashboard=false", "--num-cpus=2"]
+    with (
+        tempfile.TemporaryDirectory(prefix="ray-") as short,  # sockets lie in it
+        subprocess.Popen([*node, f"--temp-dir={short}"], stdout=subprocess.PIPE, text=True) as head,
+    ):
+        try:
+            assert head.stdout is not None
+            said = (re.search(r"--address='(\S+)'", line) for line in head.stdout)
+            address = next(filter(None, said))[1]
+            done = run_ray(tmp_path, sources(5), stages, address=address)
+            assert all(not pending(state, stages) for state in done if state.source.video_id != "3")
+        finally:
+            head.terminate()
 
 
 @pytest.mark.parametrize("address", ["127.0.0.1:9", "nonsense", "ray://127.0.0.1:10001"])

@@ -354,8 +354,8 @@ def test_the_packaged_model_may_be_asked_by_windows_and_loses_no_word(tmp_path: 
 
 def test_the_examples_of_the_prompt_keep_to_their_own_rules() -> None:
     prompt = json.loads(actions.WINDOW_PROMPT.read_text())
-    for example in prompt["examples"]:
-        shown = [re.fullmatch(r"(.+):(\d+)([.,!?]?)", word) for line in example["shown"][1:] for word in line.split()]
+    for shot in prompt["examples"]:
+        shown = [re.fullmatch(r"(.+):(\d+)([.,!?]?)", word) for line in shot["shown"][1:] for word in line.split()]
         found = [match.groups() for match in shown if match]
         assert len(found) == len(shown)
         first = int(found[0][1])
@@ -363,14 +363,14 @@ def test_the_examples_of_the_prompt_keep_to_their_own_rules() -> None:
         padding = [("so", "", "")] * first
         words = make_words([text + mark for text, _, mark in [*padding, *found]])
         window = actions._Window("folder-a", words, first, len(words), ActionsConfig(window_words=200))
-        window.name = example["answer"]["window"]
-        assert example["shown"][0] == f"window {window.name}"
-        jsonschema.validate(example["answer"], window.schema())
-        judged = [window.claim(item) for item in example["answer"]["actions"]]
+        window.name = shot["answer"]["window"]
+        assert shot["shown"][0] == f"window {window.name}"
+        jsonschema.validate(shot["answer"], window.schema())
+        judged = [window.claim(item) for item in shot["answer"]["actions"]]
         assert {claim.reason for claim in judged} == {None, Reason.NOT_AN_ACTION}
         settled = settle(len(words), judged)
         assert [claim.text for claim in settled if claim.reason is None] == [
-            item["action"] for item in example["answer"]["actions"] if item["action"] != "none"
+            item["action"] for item in shot["answer"]["actions"] if item["action"] != "none"
         ]
 
 
