@@ -18,7 +18,6 @@ import time
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
-from types import FrameType
 from typing import Any
 
 os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
@@ -254,13 +253,10 @@ def run(
     )
     consumer = _Consumer(len(sources), stages, places, writer)
     try:
-        with _interrupts() as interrupts:
-            consumer.start()
-            while consumer.is_alive():
-                consumer.join(_POLL_SECONDS)
-                show(_answer(writer.tallies.remote()))
-                if interrupts:
-                    raise KeyboardInterrupt
+        consumer.start()
+        while consumer.is_alive():
+            consumer.join(_POLL_SECONDS)
+            show(_answer(writer.tallies.remote()))
         _answer(writer.flush.remote())
         if consumer.error is not None:
             raise _answer(writer.failure.remote()) or consumer.error
@@ -272,28 +268,6 @@ def run(
             raise
         raise known from error
     ray.shutdown()
-
-
-@contextlib.contextmanager
-def _interrupts() -> Iterator[list[int]]:
-    """The SIGINTs and SIGTERMs that come meanwhile: what their handlers raise inside a call of Ray's may be lost."""
-    came: list[int] = []
-    handlers = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
-
-    def note(number: int, frame: FrameType | None) -> None:
-        came.append(number)
-        handlers[signal.Signals(number)](number, frame)  # type: ignore[operator, misc]
-
-    noted = [number for number, handler in handlers.items() if callable(handler)]
-    if threading.current_thread() is not threading.main_thread():
-        noted = []  # they never come here
-    for number in noted:
-        signal.signal(number, note)
-    try:
-        yield came
-    finally:
-        for number in noted:
-            signal.signal(number, handlers[number])
 
 
 def _end(writer: Any, consumer: threading.Thread, *, is_local: bool, is_dead: bool) -> None:

@@ -539,6 +539,7 @@ def main(kills: int = 20, seed: int = 0) -> int:
         seed: Which targets, in which order and when.
     """
     signal.signal(signal.SIGTERM, signal.default_int_handler)  # so that no run outlives this
+    signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell's background jobs, and theirs, ignore it
     with temporary_place() as place:
         chaos = Chaos(place, seed)
         chaos.undisturbed()
