@@ -28,6 +28,8 @@ from pipelines.sources.demo.script import compose
 from pipelines.stage import Places
 from pipelines.stages.actions import ActionsConfig, load_model, write_actions
 from tests.chatserver import Reply, chat_server
+from tests.pipelines.stages.test_actions import make_video
+from tests.pipelines.stages.test_actions import say as spoken
 
 
 def say(**values: Any) -> None:
@@ -38,31 +40,7 @@ def speech(num_sentences: int) -> tuple[Video, tuple[Word, ...]]:
     """A video without pictures, and its words."""
     recipes = (compose(0, index, min_steps=5, max_steps=9) for index in range(num_sentences))
     sentences = [shot.sentence for recipe in recipes for shot in recipe.shots][:num_sentences]
-    words, time_s = [], 0.0
-    for text in (word for sentence in sentences for word in sentence.split()):
-        words.append(
-            Word(narrative="bench", word_id=len(words), text=text, start_s=time_s, end_s=time_s + 0.3, probability=1.0)
-        )
-        time_s = round(time_s + 0.3, 3)
-    video = Video(
-        narrative="bench",
-        source="folder",
-        video_id="bench",
-        path="bench.mp4",
-        sha256="0" * 64,
-        num_bytes=1,
-        duration_s=time_s + 1,
-        start_s=0.0,
-        width=448,
-        height=448,
-        fps=24.0,
-        video_stream=0,
-        audio_stream=1,
-        has_audio=True,
-        split="train",
-        segments=(),
-    )
-    return video, tuple(words)
+    return make_video(), spoken(*sentences)
 
 
 def places(urls: Sequence[str]) -> Places:

@@ -24,10 +24,11 @@ import pytest
 from cookgen import load_split
 from cookgen.dataset.tables import read_table, table_path
 from cookgen.perception.llm import ChatModel
-from cookgen.records import Action, Record, Reject, Video, Word
+from cookgen.records import Action, Record, Reject
 from pipelines.serve import ServerConfig, serve_llm
 from pipelines.stage import Places
 from pipelines.stages.actions import STAGE, load_model, write_actions
+from tests.pipelines.stages.test_actions import make_video, say
 from tests.processes import all_gone, marked
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -107,40 +108,14 @@ def tool(tmp_path_factory: pytest.TempPathFactory) -> Iterator[ChatModel]:
 
 @pytest.mark.parametrize("sentence", ODD)
 def test_no_word_makes_a_schema_that_vllm_refuses(tool: ChatModel, sentence: str) -> None:
-    rows = list(write_actions(video(), words(sentence), config=STAGE.config, tool=tool))  # a refusal would be an error
+    rows = list(
+        write_actions(make_video(), say(sentence), config=STAGE.config, tool=tool)
+    )  # a refusal would be an error
     assert rows
     for row in rows:
         assert isinstance(row, Action | Reject)
         assert not isinstance(row, Reject) or "not JSON" not in row.detail, row.detail
         assert not isinstance(row, Reject) or "breaks the schema" not in row.detail, row.detail
-
-
-def video() -> Video:
-    return Video(
-        narrative="folder-a",
-        source="folder",
-        video_id="a",
-        path="a.mp4",
-        sha256="0" * 64,
-        num_bytes=1,
-        duration_s=1000.0,
-        start_s=0.0,
-        width=448,
-        height=448,
-        fps=24.0,
-        video_stream=0,
-        audio_stream=1,
-        has_audio=True,
-        split="train",
-        segments=(),
-    )
-
-
-def words(sentence: str) -> tuple[Word, ...]:
-    return tuple(
-        Word(narrative="folder-a", word_id=i, text=text, start_s=0.4 * i, end_s=0.4 * i + 0.3, probability=1.0)
-        for i, text in enumerate(sentence.split())
-    )
 
 
 @pytest.fixture(scope="module")

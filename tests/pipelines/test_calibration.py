@@ -20,8 +20,8 @@ from pipelines.report.calibration import calibration_page, draw, heat_maps
 from pipelines.sources import youcook2
 from pipelines.stages.matches import MatchesConfig, match_actions
 from tests.pipelines.report.test_page import Page, assert_self_contained
+from tests.pipelines.stages.test_matches import HEX, clip_of
 
-HEX = "0" * 64
 Spans = Sequence[tuple[float, float]]
 Told = Sequence[tuple[float, float, str]]
 
@@ -45,27 +45,7 @@ def video_rows(video_id: str, clips: Spans, actions: Told) -> tuple[Video, list[
         has_audio=True,
         split="train",
     )
-    cut = [
-        Clip(
-            narrative=name,
-            clip_index=index,
-            start_s=start_s,
-            end_s=end_s,
-            first_pts_s=start_s,
-            last_pts_s=start_s,
-            num_frames=1,
-            fps=25,
-            width=64,
-            height=64,
-            has_audio=False,
-            sha256=HEX,
-            num_bytes=1,
-            keyframe_pts_s=start_s,
-            keyframe_sha256=HEX,
-            keyframe_num_bytes=1,
-        )
-        for index, (start_s, end_s) in enumerate(clips)
-    ]
+    cut = [clip_of(index, *span, narrative=name) for index, span in enumerate(clips)]
     told = [
         Action(
             narrative=name,

@@ -19,9 +19,9 @@ CONFIG = MatchesConfig()
 HEX = "0" * 64
 
 
-def clip_of(index: int, start_s: float, end_s: float) -> Clip:
+def clip_of(index: int, start_s: float, end_s: float, *, narrative: str = "test-a") -> Clip:
     return Clip(
-        narrative="test-a",
+        narrative=narrative,
         clip_index=index,
         start_s=start_s,
         end_s=end_s,
