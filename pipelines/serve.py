@@ -214,15 +214,16 @@ class _Server:
         deaths = 0
         while not self.stopping.is_set():
             started = time.monotonic()
+            was_killed = False
             try:
-                end = self._run_once()
+                end, was_killed = self._run_once()
             except Exception as error:  # noqa: BLE001 - a thread that ends in silence would leave the run waiting
                 end = f"could not be started ({error})"
             if self.stopping.is_set():
                 break
             deaths = 1 if time.monotonic() - started > self.config.steady_s else deaths + 1
-            # A server that never answered once will not do so the next time.
-            if deaths >= self.config.max_deaths or not self.settled.is_set():
+            # A server that never answered once will not do so the next time, unless something from outside ended it.
+            if deaths >= self.config.max_deaths or not (self.settled.is_set() or was_killed):
                 self.verdict = (
                     f"the language model server at {self.url} ({self.model}) {end}"
                     + (f", {deaths} times in a row" if deaths > 1 else "")
@@ -233,8 +234,8 @@ class _Server:
             self.stopping.wait(min(0.1 * 2**deaths, 5.0))
         self.settled.set()
 
-    def _run_once(self) -> str:
-        """One life of the server; returns how it ended."""
+    def _run_once(self) -> tuple[str, bool]:
+        """One life of the server; returns how it ended, and whether it was killed from outside."""
         grace_s = _GRACE_S[self.config.kind]
         process = self._spawn(grace_s)
         self.lives += 1
@@ -244,7 +245,7 @@ class _Server:
             is_ready = False
             while not self.stopping.is_set():
                 if (code := process.poll()) is not None:
-                    return f"died ({_how(code)})"
+                    return f"died ({_how(code)})", code == -signal.SIGKILL
                 if self._answers():
                     last_answer, is_ready = time.monotonic(), True
                     self.settled.set()
@@ -253,12 +254,12 @@ class _Server:
                         weighed = last_answer
                 patience_s = self.config.hung_after_s if is_ready else self.config.start_timeout_s
                 if time.monotonic() - last_answer > patience_s:
-                    return f"did not answer for {patience_s:g} s"
+                    return f"did not answer for {patience_s:g} s", False
                 # wait(), not a sleep: a death is seen at once
                 with contextlib.suppress(subprocess.TimeoutExpired):
                     process.wait(0.5 if is_ready else 0.05)
             self.peak_bytes = max(self.peak_bytes, _memory_bytes(process.pid))
-            return "was stopped"
+            return "was stopped", False
         finally:
             _kill(process, patience_s=grace_s + 5)
 

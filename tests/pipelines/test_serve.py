@@ -13,6 +13,7 @@ import re
 import signal
 import subprocess
 import sys
+import threading
 import time
 import urllib.request
 from collections.abc import Callable, Iterator
@@ -150,6 +151,20 @@ def test_a_model_that_is_not_there_is_named(tmp_path: Path) -> None:
         serve_llm(ServerConfig(), model="smollm2", log_folder=tmp_path),
     ):
         pass
+
+
+def test_a_server_that_is_killed_before_it_ever_answered_is_started_again(tmp_path: Path) -> None:
+    before = servers()
+
+    def kill() -> None:
+        wait_for(lambda: servers() != before)
+        next(process for process in servers() if process not in before).kill()
+
+    killer = threading.Thread(target=kill)
+    killer.start()
+    with serve_llm(ServerConfig(), model=MODEL, log_folder=tmp_path) as (found,):
+        killer.join()
+        assert ask(found, QUESTIONS[0])["dish"]
 
 
 def test_a_server_that_keeps_dying_is_given_up_and_the_failing_run_says_so(tmp_path: Path) -> None:
