@@ -32,7 +32,7 @@ import ray.util.metrics
 from ray._private import ray_constants
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
-from cookgen.errors import CookgenError, EngineError, TooManyFailuresError, UsageError, reason_of
+from cookgen.errors import CookgenError, EngineError, UsageError, reason_of
 from cookgen.files import canonical_json
 from cookgen.records import SourceVideo
 from cookgen.runlog import Tally
@@ -43,7 +43,7 @@ from pipelines.stage import Places, Result, Stage, VideoState, advance, failure,
 from pipelines.store import Store
 
 _POLL_SECONDS = 0.5
-_MAX_ATTEMPTS = 3  # at a video whose worker dies each time; Ray alone would try it for ever
+_MAX_ATTEMPTS = 2  # at a video by itself, of which the worker dies each time; Ray alone would try it for ever
 _MAX_BLOCKS = 1000  # of videos that travel together
 _SEND_SECONDS = 0.2
 _END_SECONDS = 2.0  # for a run that goes no further to end politely
@@ -72,33 +72,35 @@ class _StoreWriter:
         self._attempts: Counter[tuple[str, str]] = Counter()
         self._metrics = _Metrics()
 
-    def state(self, order: int) -> tuple[str, list[str]]:
-        """A video as far as it is kept, and the stages of which something else is kept, under other keys."""
-        stages, source = tuple(self._stages.values()), self._sources[order]
-        state = self._store.state(source, stages)
-        known = [name for name in pending(state, stages) if self._store.knows(self._stages[name], source.narrative)]
-        return state.to_json(), known
+    def states(self, orders: Sequence[int]) -> list[tuple[str, str]]:
+        """Each video as far as it is kept, and the stages of which something else is kept, under other keys."""
+        stages = tuple(self._stages.values())
+        found = []
+        for source in (self._sources[order] for order in orders):
+            state = self._store.state(source, stages)
+            known = [name for name in pending(state, stages) if self._store.knows(self._stages[name], source.narrative)]
+            found.append((state.to_json(), " ".join(known)))
+        return found
 
     def get(self, stage: str, key: str) -> str | None:
         result = self._counted.get(self._stages[stage], key)
         return None if result is None else result.to_json()
 
     def put(self, stage: str, worker: Worker, results: Sequence[tuple[str, float]]) -> None:
-        too_many: TooManyFailuresError | None = None
-        for text, ended_s in results:  # also those that come after the one too many: they are done
+        for text, ended_s in results:  # also those that come after one that ends the run: they are done
             result = Result.from_json(text, self._stages[stage])
             self._metrics.count(result)
             try:
                 self._counted.put(result, worker=worker, ended_s=ended_s)
-            except TooManyFailuresError as error:
-                too_many = too_many or error
-        if too_many is not None:
-            raise too_many
+            except CookgenError as error:
+                self.fail(error)
+        if self._failure is not None:
+            raise self._failure
 
-    def attempt(self, stage: str, narratives: Sequence[str]) -> int:
-        """A worker begins this stage of these videos; the how-many-th time it is for the first of them."""
-        self._attempts.update((stage, narrative) for narrative in narratives)
-        return self._attempts[stage, narratives[0]]
+    def attempt(self, stage: str, narrative: str) -> int:
+        """A careful worker begins this stage of this video: for the how-many-th time."""
+        self._attempts[stage, narrative] += 1
+        return self._attempts[stage, narrative]
 
     def tallies(self) -> dict[str, Tally]:
         self._store.flush_if_due()
@@ -153,11 +155,11 @@ class _StoreClient:
         if time.monotonic() - self._sent_at > _SEND_SECONDS:
             self._send()
 
-    def flush(self) -> None:
-        """Returns when the store has all of it."""
+    def hand_over(self, *, wait: bool) -> None:
+        """Sends what waits. Returns when the store has all of it, or else what was sent by the call before."""
+        before, self._on_their_way = self._on_their_way, []
         self._send()
-        ray.get(self._on_their_way)
-        self._on_their_way.clear()
+        ray.get(before + self._on_their_way if wait else before)
 
     def _send(self) -> None:
         self._sent_at = time.monotonic()
@@ -189,29 +191,25 @@ class _StageWorker:
     def __call__(self, block: dict[str, Any]) -> dict[str, Any]:
         try:
             if "state" not in block:  # the first stage: only the numbers travel before it
-                found = ray.get([self._writer.state.remote(int(order)) for order in block["id"]])
-                states, known = [state for state, _ in found], [" ".join(names) for _, names in found]
+                found = ray.get(self._writer.states.remote(block["id"].tolist()))
+                states, known = [state for state, _ in found], [names for _, names in found]
             else:
                 states, known = list(block["state"]), list(block["known"])
             todo = [VideoState.from_json(state, self._stages) for state in states]
-            if not self._is_careful:
-                names = [state.source.narrative for state in todo if self._stage.name in pending(state, self._stages)]
-                if names:
-                    self._writer.attempt.remote(self._stage.name, names)
             done = [self._advance(state, names.split()) for state, names in zip(todo, known, strict=True)]
-            self._client.flush()
+            is_last = self._stage is self._stages[-1]
+            self._client.hand_over(wait=is_last)
         except CookgenError as error:
             ray.get(self._writer.fail.remote(getattr(error, "cause", error)))  # .cause: it came from the writer itself
             raise
-        is_last = self._stage is self._stages[-1]
         return {"state": ["" if is_last else state.to_json() for state in done], "known": known}
 
     def _advance(self, state: VideoState, known: Sequence[str]) -> VideoState:
         name, narrative = self._stage.name, state.source.narrative
         if name not in pending(state, self._stages):
             return state
-        if self._is_careful and ray.get(self._writer.attempt.remote(name, [narrative])) >= _MAX_ATTEMPTS:
-            result = failure(self._stage, state, self._stages, f"its worker died {_MAX_ATTEMPTS} times")
+        if self._is_careful and ray.get(self._writer.attempt.remote(name, narrative)) > _MAX_ATTEMPTS:
+            result = failure(self._stage, state, self._stages, f"a worker of its own died {_MAX_ATTEMPTS} times")
             self._client.put(result)
             return state.with_result(result)
         results = self._client if self._is_careful or name in known else _New(self._client)
@@ -258,8 +256,8 @@ def run(
             consumer.join(_POLL_SECONDS)
             show(_answer(writer.tallies.remote()))
         _answer(writer.flush.remote())
-        if consumer.error is not None:
-            raise _answer(writer.failure.remote()) or consumer.error
+        if error := _answer(writer.failure.remote()) or consumer.error:
+            raise error
     except BaseException as error:
         logging.getLogger("ray.data").setLevel(logging.CRITICAL + 1)  # one line of ours says it
         known = _known(error)
