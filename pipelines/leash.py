@@ -6,8 +6,9 @@ A model server knows nothing of the run that needs it, and may have children tha
 would keep its memory, a GPU's too, for ever. The leash leads their process group. When its parent dies, however it
 dies, the kernel tells the leash, which then does as at a SIGTERM: it passes that on to the command. When the command
 has ended, by itself or not, its children are asked to end in their own way, for only they know what else they hold
-(shared memory, which outlives a killed process). Who has not ended GRACE_S later is killed. When the leash itself
-is killed, the kernel kills the command. How the command ended is how the leash ends.
+(shared memory, which outlives a killed process). Who has not ended GRACE_S later is killed, but Python's resource
+trackers: they give back what the killed have shared, and end when those are gone. When the leash itself is killed, the
+kernel kills the command. How the command ended is how the leash ends.
 """
 
 from __future__ import annotations
@@ -18,6 +19,7 @@ import os
 import signal
 import subprocess
 import sys
+from pathlib import Path
 from types import FrameType
 
 PR_SET_PDEATHSIG, PR_SET_CHILD_SUBREAPER = 1, 36  # linux/prctl.h
@@ -27,15 +29,27 @@ def main() -> None:
     """Linux only."""
     parent, grace_s, command = int(sys.argv[1]), int(sys.argv[2]), sys.argv[3:]
     prctl = ctypes.CDLL(None).prctl
+    is_ending = False
 
     def kill_all(*_: int | FrameType | None) -> None:
         os.killpg(0, signal.SIGKILL)
 
-    def end(*_: int | FrameType | None) -> None:
-        server.terminate()
+    def kill_those_that_stay(*_: int | FrameType | None) -> None:
+        signal.signal(signal.SIGALRM, kill_all)
         signal.alarm(grace_s)
+        for pid in _group():
+            with contextlib.suppress(OSError):
+                if pid != os.getpid() and b"resource_tracker" not in Path(f"/proc/{pid}/cmdline").read_bytes():
+                    os.kill(pid, signal.SIGKILL)
 
-    signal.signal(signal.SIGALRM, kill_all)
+    def end(*_: int | FrameType | None) -> None:
+        nonlocal is_ending
+        server.terminate()
+        if not is_ending:  # else its time runs already
+            signal.alarm(grace_s)
+        is_ending = True
+
+    signal.signal(signal.SIGALRM, kill_those_that_stay)
     signal.signal(signal.SIGTERM, kill_all)
     signal.signal(signal.SIGUSR1, kill_all)
     prctl(PR_SET_PDEATHSIG, signal.SIGUSR1)
@@ -55,6 +69,16 @@ def main() -> None:
             signal.signal(-code, signal.SIG_DFL)
         os.kill(os.getpid(), -code)
     sys.exit(code)
+
+
+def _group() -> list[int]:
+    """The processes of this group."""
+    found = []
+    for process in Path("/proc").glob("[0-9]*"):
+        with contextlib.suppress(OSError):
+            if int((process / "stat").read_text().rpartition(")")[2].split()[2]) == os.getpgrp():
+                found.append(int(process.name))
+    return found
 
 
 if __name__ == "__main__":

@@ -111,6 +111,25 @@ def test_a_killed_driver_takes_the_server_and_its_engine_along(tmp_path: Path, s
         assert (tmp_path / "held").exists() is stubborn
 
 
+def test_what_a_killed_command_shared_is_given_back(tmp_path: Path) -> None:
+    stubborn = (
+        "import signal, sys, time\n"
+        "from multiprocessing.shared_memory import SharedMemory\n"
+        "signal.signal(signal.SIGTERM, signal.SIG_IGN)\n"
+        "shared = SharedMemory(create=True, size=1000)\n"
+        "open(sys.argv[1], 'w').write(shared.name); time.sleep(600)"
+    )
+    process = on_leash(sys.executable, "-c", stubborn, str(tmp_path / "name"))
+    deadline = time.monotonic() + 30
+    while not (tmp_path / "name").is_file() or not (name := (tmp_path / "name").read_text()):
+        assert time.monotonic() < deadline
+        time.sleep(0.02)
+    assert Path("/dev/shm", name).exists()
+    process.terminate()
+    assert process.wait(30) == -signal.SIGKILL
+    assert not Path("/dev/shm", name).exists()
+
+
 def test_a_killed_server_takes_its_engine_along(tmp_path: Path) -> None:
     with driver(tmp_path) as (_, server, engine):
         os.kill(server, signal.SIGKILL)
