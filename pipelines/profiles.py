@@ -59,7 +59,7 @@ def embedded(source: str) -> Config:
 
 def gpu(source: str) -> Config:
     """One machine with an NVIDIA GPU of 80 GB, which WhisperX, vLLM and LLaVA-NeXT share. Needs `make whisperx-env` and
-    `make vllm-env`, and fetches 40 GB of models from the hub once.
+    `make vllm-env`, and fetches about 35 GB of models from the hub once.
 
     Speech as WhisperX hears it by default, actions by HowToCaption's blocks of about 200 words.
     """
