@@ -50,7 +50,8 @@ RUN_ENDS = (
 )  # a run may end of these, in one line; of the others it may not
 SIGNALS = {"interrupt": signal.SIGINT, "terminate": signal.SIGTERM}  # of the others: SIGKILL
 ONLY_WITH_RAY = ("worker", "writer", "raylet", "gcs")
-PATIENCE_S = 20.0  # for a dead run's processes to be gone, and for a run to end of what it cannot survive
+PATIENCE_S = 20.0  # for a dead run's processes to be gone
+END_S = 45.0  # for a run to end of what it cannot survive: where Ray only just starts, Ray itself waits for 30 s
 # Two helpers of a raylet that was killed ask its gcs_server for a minute before they go, and hold nothing meanwhile.
 LINGERING = ("ray::DashboardAgent", "ray::RuntimeEnvAgent")
 LINGERING_S = 120.0
@@ -395,7 +396,7 @@ class Chaos:
             self.killed[target] += 1
             if target in RUN_ENDS:
                 with contextlib.suppress(subprocess.TimeoutExpired):
-                    run.driver.wait(PATIENCE_S)
+                    run.driver.wait(END_S)
             number = self.killed.total()
             say(kill=number, target=target, at_s=at_s, engine=run.engine, round=self.rounds, done=self.place.counts())
             if target in RUN_ENDS:
