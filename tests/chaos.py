@@ -52,8 +52,9 @@ SIGNALS = {"interrupt": signal.SIGINT, "terminate": signal.SIGTERM}  # of the ot
 ONLY_WITH_RAY = ("worker", "writer", "raylet", "gcs")
 PATIENCE_S = 20.0  # for a dead run's processes to be gone
 END_S = 45.0  # for a run to end of what it cannot survive: where Ray only just starts, Ray itself waits for 30 s
-# Two helpers of a raylet that was killed ask its gcs_server for a minute before they go, and hold nothing meanwhile.
-LINGERING = ("ray::DashboardAgent", "ray::RuntimeEnvAgent")
+# They hold nothing meanwhile: two helpers of a raylet that was killed ask its gcs_server for a minute before they go,
+# and workers that only just start look for it for half a minute.
+LINGERING = ("ray::DashboardAgent", "ray::RuntimeEnvAgent", "default_worker.py")
 LINGERING_S = 120.0
 RUN_S = 300.0  # a run that takes longer hangs
 MOST_IN_A_RUN = 2  # times that a run must bear the loss of one kind of child: it gives up at the third or fourth
