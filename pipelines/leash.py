@@ -29,7 +29,6 @@ def main() -> None:
     """Linux only."""
     parent, grace_s, command = int(sys.argv[1]), int(sys.argv[2]), sys.argv[3:]
     prctl = ctypes.CDLL(None).prctl
-    is_ending = False
 
     def kill_all(*_: int | FrameType | None) -> None:
         os.killpg(0, signal.SIGKILL)
@@ -37,17 +36,15 @@ def main() -> None:
     def kill_those_that_stay(*_: int | FrameType | None) -> None:
         signal.signal(signal.SIGALRM, kill_all)
         signal.alarm(grace_s)
-        for pid in _group():
+        for pid in processes_of(os.getpgrp()):
             with contextlib.suppress(OSError):
                 if pid != os.getpid() and b"resource_tracker" not in Path(f"/proc/{pid}/cmdline").read_bytes():
                     os.kill(pid, signal.SIGKILL)
 
     def end(*_: int | FrameType | None) -> None:
-        nonlocal is_ending
         server.terminate()
-        if not is_ending:  # else its time runs already
+        if not signal.getitimer(signal.ITIMER_REAL)[0]:  # else its time runs already
             signal.alarm(grace_s)
-        is_ending = True
 
     signal.signal(signal.SIGALRM, kill_those_that_stay)
     signal.signal(signal.SIGTERM, kill_all)
@@ -71,12 +68,12 @@ def main() -> None:
     sys.exit(code)
 
 
-def _group() -> list[int]:
-    """The processes of this group."""
+def processes_of(group: int) -> list[int]:
+    """The processes of a process group."""
     found = []
     for process in Path("/proc").glob("[0-9]*"):
-        with contextlib.suppress(OSError):
-            if int((process / "stat").read_text().rpartition(")")[2].split()[2]) == os.getpgrp():
+        with contextlib.suppress(OSError, ValueError, IndexError):
+            if int((process / "stat").read_text().rpartition(")")[2].split()[2]) == group:
                 found.append(int(process.name))
     return found
 

@@ -30,6 +30,7 @@ from cookgen import modelstore
 from cookgen.config import machinery
 from cookgen.errors import ModelServerError, UsageError
 from cookgen.pretrained import unpacked_gguf
+from pipelines.leash import processes_of
 
 LOG_NAME = "llm-server.log"  # of the first replica; llm-server-2.log of the second
 _HERE = Path(__file__).parent
@@ -303,11 +304,10 @@ def _say_what_they_took(servers: Sequence[_Server], kind: str, say: Callable[...
 def _memory_bytes(group: int) -> int:
     """What the processes of a group hold in memory now, shared pages counted once (PSS)."""
     total = 0
-    for process in Path("/proc").glob("[0-9]*"):
-        with contextlib.suppress(OSError, ValueError, IndexError):
-            if int((process / "stat").read_text().rpartition(")")[2].split()[2]) == group:
-                found = re.search(r"^Pss: +(\d+) kB", (process / "smaps_rollup").read_text(), re.MULTILINE)
-                total += int(found[1]) * 1024 if found else 0
+    for pid in processes_of(group):
+        with contextlib.suppress(OSError):
+            found = re.search(r"^Pss: +(\d+) kB", Path(f"/proc/{pid}/smaps_rollup").read_text(), re.MULTILINE)
+            total += int(found[1]) * 1024 if found else 0
     return total
 
 

@@ -108,9 +108,8 @@ def tool(tmp_path_factory: pytest.TempPathFactory) -> Iterator[ChatModel]:
 
 @pytest.mark.parametrize("sentence", ODD)
 def test_no_word_makes_a_schema_that_vllm_refuses(tool: ChatModel, sentence: str) -> None:
-    rows = list(
-        write_actions(make_video(), say(sentence), config=STAGE.config, tool=tool)
-    )  # a refusal would be an error
+    # A refusal would be an error.
+    rows = list(write_actions(make_video(), say(sentence), config=STAGE.config, tool=tool))
     assert rows
     for row in rows:
         assert isinstance(row, Action | Reject)

@@ -46,12 +46,16 @@ def on_leash(*command: str, parent: int | None = None) -> subprocess.Popen[bytes
     return subprocess.Popen(start, start_new_session=True)
 
 
-def pid_in(note: Path) -> int:
+def text_in(note: Path) -> str:
     deadline = time.monotonic() + 30
     while not (note.is_file() and note.read_text()):
         assert time.monotonic() < deadline, f"nothing wrote {note}"
         time.sleep(0.02)
-    return int(note.read_text())
+    return note.read_text()
+
+
+def pid_in(note: Path) -> int:
+    return int(text_in(note))
 
 
 @contextmanager
@@ -120,14 +124,11 @@ def test_what_a_killed_command_shared_is_given_back(tmp_path: Path) -> None:
         "open(sys.argv[1], 'w').write(shared.name); time.sleep(600)"
     )
     process = on_leash(sys.executable, "-c", stubborn, str(tmp_path / "name"))
-    deadline = time.monotonic() + 30
-    while not (tmp_path / "name").is_file() or not (name := (tmp_path / "name").read_text()):
-        assert time.monotonic() < deadline
-        time.sleep(0.02)
-    assert Path("/dev/shm", name).exists()
+    shared = Path("/dev/shm", text_in(tmp_path / "name"))
+    assert shared.exists()
     process.terminate()
     assert process.wait(30) == -signal.SIGKILL
-    assert not Path("/dev/shm", name).exists()
+    assert not shared.exists()
 
 
 def test_a_killed_server_takes_its_engine_along(tmp_path: Path) -> None:

@@ -1,4 +1,4 @@
-"""Each profile names its models so that they always mean the same bytes, and no two profiles share a digest."""
+"""Each profile names its models so that they always mean the same bytes, and other models have another digest."""
 
 from __future__ import annotations
 
